@@ -1,0 +1,276 @@
+"""The command line's entry, the configuration of a node, and how its parts are put together.
+
+The only module that knows every layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from csi_driver import __version__, logs
+from csi_driver.cli import options
+from csi_driver.cli.client import DriverClient
+from csi_driver.cli.pools import pool
+from csi_driver.cli.volumes import volume
+from csi_driver.domain import inspection
+from csi_driver.domain.node import Node
+from csi_driver.domain.pools import PoolOptions
+from csi_driver.domain.startup import ensure_state_dir
+from csi_driver.errors import HostvolError, InvalidField
+from csi_driver.metrics import Metrics
+from csi_driver.model import DEFAULT_DRIVER_NAME, PoolName
+from csi_driver.store import pool as pool_store
+
+_log = logging.getLogger("hostvol.node")
+DEFAULT_POOL_DIRECTORY = "/var/lib/hostvol"
+DEFAULT_STATE_DIR = "/run/hostvol"
+_POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# What Kubernetes accepts as the value of a node's topology label.
+_NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_MAX_OVERCOMMIT = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Everything that `hostvol node` can be told."""
+
+    endpoint: str
+    node_id: str
+    driver_name: str
+    pools: tuple[PoolOptions, ...]
+    init_pools: bool
+    state_dir: str
+    http_address: str
+    shutdown_seconds: float
+
+
+def parse_pool(text: str) -> PoolOptions:
+    """`NAME=DIR[,overcommit=N]`.
+
+    Raises: InvalidField.
+    """
+    name, equals, rest = text.partition("=")
+    directory, *settings = rest.split(",")
+    if not equals or not _POOL_NAME.fullmatch(name):
+        raise InvalidField("pool", text, "NAME=DIR[,overcommit=N], NAME of lower-case letters, digits and '-'")
+    if not directory.startswith("/"):
+        raise InvalidField("pool", text, "an absolute directory")
+    overcommit = 1.0
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key != "overcommit":
+            raise InvalidField("pool", setting, "overcommit=N")
+        overcommit = _overcommit(value)
+    return PoolOptions(PoolName(name), directory, overcommit)
+
+
+def _overcommit(value: str) -> float:
+    try:
+        overcommit = float(value)
+    except ValueError:
+        overcommit = 0.0
+    if not 1.0 <= overcommit <= _MAX_OVERCOMMIT:
+        raise InvalidField("pool", f"overcommit={value}", f"a number from 1.0 to {_MAX_OVERCOMMIT:g}")
+    return overcommit
+
+
+def node_config(asked: dict[str, Any]) -> NodeConfig:
+    """The configuration that flags and variables describe.
+
+    Raises: InvalidField naming the flag.
+    """
+    given = [parse_pool(text) for text in asked["pool"]]
+    names = [one.name for one in given]
+    if len(set(names)) != len(names):
+        raise InvalidField("pool", " ".join(names), "every name once")
+    if not _NODE_ID.fullmatch(asked["node_id"]):
+        raise InvalidField("node-id", asked["node_id"], "1 to 63 letters, digits, '.', '_' and '-'")
+    if not _DRIVER_NAME.fullmatch(asked["driver_name"]):
+        raise InvalidField("driver-name", asked["driver_name"], "1 to 63 letters, digits, '.' and '-'")
+    return NodeConfig(
+        endpoint=asked["endpoint"],
+        node_id=asked["node_id"],
+        driver_name=asked["driver_name"],
+        pools=tuple(given) or (PoolOptions(PoolName("default"), DEFAULT_POOL_DIRECTORY),),
+        # The default pool is made for whoever just wants a driver; a directory that was named is not.
+        init_pools=asked["init_pools"] or not given,
+        state_dir=asked["state_dir"],
+        http_address=asked["http_address"],
+        shutdown_seconds=asked["shutdown_seconds"],
+    )
+
+
+def serve(config: NodeConfig, stop: threading.Event) -> None:
+    """Serve one node until `stop` is set; what is in flight then is finished or safely abandoned.
+
+    Raises: HostvolError when it cannot serve; OSError.
+    """
+    from csi_driver.rpc.server import NodeServer  # noqa: PLC0415 - gRPC's threads and 20 MiB, which `--help` does not need
+
+    ensure_state_dir(config.state_dir)
+    if config.init_pools:
+        for one in config.pools:
+            pool_store.initialise(one.directory, config.driver_name)
+    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir)
+    metrics = Metrics(lambda: inspection.figures(node))
+    server = NodeServer(node, metrics, config.endpoint)
+    with _health(config.http_address, metrics, node):
+        # Probe is answered (not ready) while records are read.
+        server.start()
+        try:
+            node.start()
+            _log.info("hostvol %s serves node %s on %s", __version__, config.node_id, server.path)
+            stop.wait()
+            _log.info("stopping: finishing what runs")
+        finally:
+            server.stop(config.shutdown_seconds)
+            node.stop()
+
+
+@contextmanager
+def _health(address: str, metrics: Metrics, node: Node) -> Iterator[None]:
+    if not address:
+        yield
+        return
+    from csi_driver.rpc.health import HealthServer  # noqa: PLC0415 - http.server is not free either
+
+    server = HealthServer(address, metrics, lambda: node.is_ready)
+    server.start()
+    _log.info("metrics and health on port %d", server.port)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def _connect(endpoint: str) -> DriverClient:
+    from csi_driver.rpc.client import Client  # noqa: PLC0415 - as above
+
+    return Client(endpoint)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hostvol")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """hostvol turns directories on this machine into volumes for Kubernetes and every other CSI orchestrator."""
+    context.obj = _connect
+
+
+@cli.command()
+@options.endpoint
+@click.option(
+    "--node-id",
+    envvar="HOSTVOL_NODE_ID",
+    default=socket.gethostname,
+    show_default="host name",
+    show_envvar=True,
+    help="Name of this node; part of every volume's id.",
+)
+@click.option(
+    "--pool",
+    multiple=True,
+    envvar="HOSTVOL_POOLS",
+    show_envvar=True,
+    metavar="NAME=DIR[,overcommit=N]",
+    help=f"A directory that holds volumes; may be repeated.  [default: default={DEFAULT_POOL_DIRECTORY}, created]",
+)
+@click.option(
+    "--init-pools",
+    is_flag=True,
+    envvar="HOSTVOL_INIT_POOLS",
+    show_envvar=True,
+    help="Make empty directories pools.",
+)
+@click.option(
+    "--driver-name",
+    envvar="HOSTVOL_DRIVER_NAME",
+    show_envvar=True,
+    default=DEFAULT_DRIVER_NAME,
+    show_default=True,
+)
+@click.option(
+    "--state-dir",
+    envvar="HOSTVOL_STATE_DIR",
+    show_envvar=True,
+    default=DEFAULT_STATE_DIR,
+    show_default=True,
+    help="What is remembered until the next boot; on a tmpfs.",
+)
+@click.option(
+    "--http-address",
+    envvar="HOSTVOL_HTTP_ADDRESS",
+    show_envvar=True,
+    default="",
+    metavar="HOST:PORT",
+    help="Serve /metrics, /healthz and /readyz there.  [default: off]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    envvar="HOSTVOL_LOG_FORMAT",
+    show_envvar=True,
+    default="text",
+    show_default=True,
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    envvar="HOSTVOL_LOG_LEVEL",
+    show_envvar=True,
+    default="info",
+    show_default=True,
+)
+@click.option(
+    "--shutdown-seconds",
+    type=click.FloatRange(0, 3600),
+    envvar="HOSTVOL_SHUTDOWN_SECONDS",
+    show_envvar=True,
+    default=20.0,
+    show_default=True,
+    help="How long a SIGTERM waits for what runs.",
+)
+def node(log_format: str, log_level: str, **asked: Any) -> None:
+    """Run the driver for this machine's pools: Identity, Controller and Node on one UNIX socket.
+
+    \b
+    Examples:
+      hostvol node
+      hostvol node --endpoint unix:///csi/csi.sock --node-id worker-1 --pool default=/mnt/disk/hostvol --init-pools
+      hostvol node --pool fast=/nvme/hostvol --pool slow=/hdd/hostvol,overcommit=2 --http-address 127.0.0.1:9808
+    """
+    logs.configure(log_format, log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    serve(node_config(asked), stop)
+
+
+cli.add_command(pool)
+cli.add_command(volume)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `hostvol` command: failures end in one sentence on stderr and exit code 1, never in a traceback."""
+    try:
+        cli.main(arguments if arguments is None else list(arguments), standalone_mode=False)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (HostvolError, OSError) as error:
+        click.echo(f"hostvol: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,174 @@
+"""Directory volumes: a directory of the pool, its size a project quota or a btrfs qgroup; knows no record."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import secrets
+from typing import Final
+
+from csi_driver.backends import options
+from csi_driver.errors import InvalidField
+from csi_driver.faults import crash_point
+from csi_driver.linux import btrfs, filesystem, mount, mountinfo, quota
+from csi_driver.model import QuotaPolicy, Usage, Volume
+from csi_driver.store import durable
+from csi_driver.store.pool import PoolDirectory
+
+DATA: Final = "data"
+_ATTEMPTS = 64
+_REMEDIES: Final = {
+    "xfs": "mount the pool's filesystem with -o prjquota",
+    "ext4": "make it with `-O quota,project` and mount it with -o prjquota",
+}
+
+
+class QuotaKind(enum.StrEnum):
+    """How the size of a directory is enforced on a filesystem."""
+
+    PROJECT = "project"
+    QGROUP = "qgroup"
+    NONE = "none"
+
+
+def quota_kind(root_fd: int) -> QuotaKind:
+    """Which quota the filesystem below a pool can enforce now."""
+    if btrfs.is_btrfs(root_fd):
+        return QuotaKind.QGROUP
+    return QuotaKind.PROJECT if quota.project_quota_enforced(root_fd) else QuotaKind.NONE
+
+
+def quota_remedy(root_fd: int) -> str:
+    """What an operator can do where no quota is enforced; empty where one is."""
+    if quota_kind(root_fd) is not QuotaKind.NONE:
+        return ""
+    if quota.project_quota_state(root_fd) is quota.ProjectQuotaState.UNSUPPORTED:
+        return "this kernel or filesystem has no project quotas: use XFS or ext4 on a kernel that has them, or btrfs"
+    return _REMEDIES.get(filesystem.filesystem_name(root_fd), "use XFS, ext4 or btrfs")
+
+
+class DirectoryBackend:
+    """Directories of one pool."""
+
+    def __init__(self, pool: PoolDirectory) -> None:
+        self._pool = pool
+        self._kind = quota_kind(pool.root_fd)
+
+    def choose_identity(self, volume: Volume) -> Volume:
+        """The volume with the project id that its directory will bear.
+
+        Raises: InvalidField when a quota is required and the filesystem has none.
+        """
+        if volume.parameters.quota is QuotaPolicy.NONE:
+            return volume
+        if self._kind is QuotaKind.NONE:
+            raise InvalidField(
+                "parameters.quota",
+                "required",
+                f"`none` in pool {volume.pool}, whose filesystem enforces no quota; {quota_remedy(self._pool.root_fd)}",
+            )
+        if self._kind is QuotaKind.QGROUP:
+            return volume
+        return dataclasses.replace(volume, project_id=self._free_project())
+
+    def build(self, volume: Volume, object_fd: int) -> None:
+        """Make the empty directory with its limit."""
+        if self._kind is QuotaKind.QGROUP:
+            btrfs.create_subvolume(object_fd, DATA)
+        else:
+            os.mkdir(DATA, 0o755, dir_fd=object_fd)
+        crash_point("directory.made")
+        data_fd = durable.open_directory(DATA, dir_fd=object_fd)
+        try:
+            os.fchmod(data_fd, 0o755)
+            self._limit(volume, data_fd)
+            crash_point("directory.limited")
+            os.fsync(data_fd)
+        finally:
+            os.close(data_fd)
+
+    def own_bytes(self, volume: Volume) -> int:
+        """What the directory holds, as its quota counts it."""
+        return 0 if volume.parameters.quota is QuotaPolicy.NONE else self._used_bytes(volume)
+
+    def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
+        """Show the directory at the staging path."""
+        data_fd = self._open_data(volume)
+        try:
+            mount.bind(data_fd, target_fd, flags=options.checked("", mount_flags).flags)
+        finally:
+            os.close(data_fd)
+
+    def finish_stage(self, volume: Volume, mounted_fd: int) -> None:
+        """Nothing is left to do once the directory is shown."""
+
+    def is_attached(self, volume: Volume) -> bool:
+        return False
+
+    def shows(self, volume: Volume, point: mountinfo.MountPoint) -> bool:
+        """Whether what is seen at some path is this directory."""
+        found = os.stat(f"{volume.volume_id}/{DATA}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
+        return (found.st_dev, found.st_ino) == (point.device, point.inode)
+
+    def mounts(self, volume: Volume) -> list[mountinfo.MountEntry]:
+        """Everywhere the directory is mounted in this mount namespace."""
+        root = f"/{volume.volume_id}/{DATA}"
+        return [entry for entry in mountinfo.read_mounts(root.encode()) if entry.root.endswith(root)]
+
+    def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:
+        return None
+
+    def release(self, volume: Volume) -> None:
+        """Nothing outlives the last unmount of a directory."""
+
+    def is_held(self, volume: Volume) -> bool:
+        return False
+
+    def usage(self, volume: Volume, path_fd: int) -> Usage:
+        """Usage by its quota; without one, of the whole filesystem of the pool, which is what the volume can fill."""
+        space = filesystem.space(path_fd)
+        if volume.parameters.quota is QuotaPolicy.NONE:
+            return Usage(
+                space.total_bytes,
+                space.used_bytes,
+                space.available_bytes,
+                space.inodes_total,
+                space.inodes_used,
+                space.inodes_free,
+            )
+        used, total = self._used_bytes(volume), volume.capacity_bytes
+        available = max(0, min(total - used, space.available_bytes))
+        return Usage(total, used, available, space.inodes_total, space.inodes_used, space.inodes_free)
+
+    def _limit(self, volume: Volume, data_fd: int) -> None:
+        if volume.parameters.quota is QuotaPolicy.NONE:
+            return
+        if self._kind is QuotaKind.QGROUP:
+            if not btrfs.quota_enabled(data_fd):
+                btrfs.enable_quota(data_fd)
+            btrfs.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), volume.capacity_bytes)
+            return
+        quota.set_project(data_fd, volume.project_id)
+        crash_point("directory.project_set")
+        quota.set_limit(data_fd, volume.project_id, volume.capacity_bytes)
+
+    def _used_bytes(self, volume: Volume) -> int:
+        if self._kind is QuotaKind.PROJECT:
+            return quota.usage(self._pool.root_fd, volume.project_id).used_bytes
+        data_fd = self._open_data(volume)
+        try:
+            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+        finally:
+            os.close(data_fd)
+
+    def _free_project(self) -> int:
+        for _ in range(_ATTEMPTS):
+            # The upper half of the ids, so that those which people give out by hand stay theirs.
+            candidate = (1 << 30) | secrets.randbits(30)
+            if quota.is_free(self._pool.root_fd, candidate):
+                return candidate
+        raise OSError(f"no free project id after {_ATTEMPTS} attempts")
+
+    def _open_data(self, volume: Volume) -> int:
+        return durable.open_directory(f"{volume.volume_id}/{DATA}", dir_fd=self._pool.volumes_fd)

@@ -1,0 +1,127 @@
+"""Image volumes with a filesystem: attached and mounted as one step; knows no record and no protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import uuid
+from typing import Final
+
+from csi_driver.backends import options
+from csi_driver.backends.attachments import Attachments
+from csi_driver.backends.image import ImageFiles
+from csi_driver.errors import VolumeDamaged
+from csi_driver.faults import crash_point
+from csi_driver.linux import filesystem, mount, mountinfo
+from csi_driver.linux.loop import LOOP_MAJOR, device_path
+from csi_driver.model import Usage, Volume
+
+# XFS refuses a second filesystem of one UUID; clones of a template share theirs.
+_ALWAYS: Final = {"xfs": ("nouuid",)}
+_UUID_STAYS: Final = frozenset({errno.ENOTTY, errno.EROFS, errno.EOPNOTSUPP})
+
+
+class FilesystemImageBackend:
+    """Images of one pool that hold ext4, xfs or btrfs."""
+
+    def __init__(self, files: ImageFiles, attachments: Attachments) -> None:
+        self._files = files
+        self._attachments = attachments
+
+    def choose_identity(self, volume: Volume) -> Volume:
+        """The volume with the UUID that its ext4 will bear (XFS clones share their template's, btrfs makes its own)."""
+        return dataclasses.replace(volume, fs_uuid=str(uuid.uuid4())) if volume.fs_type == "ext4" else volume
+
+    def build(self, volume: Volume, object_fd: int) -> None:
+        self._files.build(volume, object_fd)
+
+    def own_bytes(self, volume: Volume) -> int:
+        return self._files.own_bytes(volume)
+
+    def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
+        """Attach the image and mount its filesystem at the staging path.
+
+        A crash in between leaves nothing: the device detaches itself with our descriptor until it is mounted.
+
+        Raises: VolumeBusy, VolumeDamaged, OSError.
+        """
+        wanted = options.checked(volume.fs_type, mount_flags)
+        with self._attachments.attach(volume, autoclear=True) as device:
+            try:
+                mount.mount_filesystem(
+                    device.path,
+                    volume.fs_type,
+                    target_fd,
+                    options=(*_ALWAYS.get(volume.fs_type, ()), *wanted.options),
+                    flags=wanted.flags,
+                )
+            except OSError as cause:
+                raise VolumeDamaged(volume.volume_id, f"cannot be mounted: {cause.strerror}") from cause
+        crash_point("stage.mounted")
+
+    def finish_stage(self, volume: Volume, mounted_fd: int) -> None:
+        """Give a fresh ext4 its own UUID instead of its template's. Idempotent; `mounted_fd` is the mount's root.
+
+        Where the kernel cannot (before 6.0) or the mount is read-only it keeps the template's, which ext4 tolerates.
+        """
+        if volume.fs_type != "ext4":
+            return
+        try:
+            if filesystem.get_ext4_uuid(mounted_fd) != volume.fs_uuid:
+                filesystem.set_ext4_uuid(mounted_fd, volume.fs_uuid)
+        except OSError as error:
+            if error.errno not in _UUID_STAYS:
+                raise
+        crash_point("stage.uuid_set")
+
+    def is_attached(self, volume: Volume) -> bool:
+        return self._attachments.number(volume.volume_id) is not None
+
+    def shows(self, volume: Volume, point: mountinfo.MountPoint) -> bool:
+        """Whether what is seen at some path is this volume's filesystem.
+
+        A btrfs has an anonymous device number, so there the mount table's source column tells.
+        """
+        number = self._attachments.number(volume.volume_id)
+        if number is None:
+            return False
+        if point.device == os.makedev(LOOP_MAJOR, number):
+            return True
+        return volume.fs_type == "btrfs" and any(entry.mount_id == point.mount_id for entry in self._entries(number))
+
+    def mounts(self, volume: Volume) -> list[mountinfo.MountEntry]:
+        """Everywhere the filesystem is mounted in this mount namespace."""
+        number = self._attachments.remembered(volume.volume_id)
+        return [] if number is None else self._entries(number)
+
+    def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:
+        return None
+
+    def release(self, volume: Volume) -> None:
+        """Wait until the loop device is gone after the last unmount.
+
+        Raises: VolumeBusy naming the holder.
+        """
+        self._attachments.await_release(volume)
+
+    def is_held(self, volume: Volume) -> bool:
+        return self._attachments.is_held(volume)
+
+    def usage(self, volume: Volume, path_fd: int) -> Usage:
+        """What the filesystem in the image says of itself."""
+        space = filesystem.space(path_fd)
+        return Usage(
+            space.total_bytes,
+            space.used_bytes,
+            space.available_bytes,
+            space.inodes_total,
+            space.inodes_used,
+            space.inodes_free,
+        )
+
+    @staticmethod
+    def _entries(number: int) -> list[mountinfo.MountEntry]:
+        source = device_path(number)
+        found = mountinfo.read_mounts(mountinfo.source_needle(source))
+        return [entry for entry in found if entry.source == source]

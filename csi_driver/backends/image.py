@@ -1,0 +1,96 @@
+"""Images as files: made, formatted and measured; knows neither loop devices nor mounts."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Final
+
+from csi_driver.backends.attachments import IMAGE
+from csi_driver.backends.templates import Templates, template_name
+from csi_driver.faults import crash_point
+from csi_driver.linux import btrfs, extents, filesystem, reflink
+from csi_driver.model import Volume
+from csi_driver.store.pool import PoolDirectory
+
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FORMAT_SECONDS: Final = 900.0
+# A clone bears its template's UUID. ext4 gets its own when it is first mounted (EXT4_IOC_SETFSUUID), XFS is always
+# mounted `nouuid`; the kernel confuses two btrfs of one UUID, so each is formatted by itself.
+_WITH_TEMPLATE: Final = frozenset({"ext4", "xfs"})
+
+
+class ImageFiles:
+    """The image files of one pool."""
+
+    def __init__(self, pool: PoolDirectory) -> None:
+        self._pool = pool
+        self._templates = Templates(pool)
+        self._is_btrfs = btrfs.is_btrfs(pool.root_fd)
+        self.can_reflink = reflink.probe(pool.tmp_fd)
+
+    def build(self, volume: Volume, object_fd: int) -> None:
+        """Make the image of a volume that is being built, formatted unless it is raw block, and fsync it.
+
+        Raises: OSError; ToolMissing or ToolFailed of mkfs.
+        """
+        image_fd = os.open(IMAGE, _NEW, 0o600, dir_fd=object_fd)
+        try:
+            if self._is_btrfs:
+                # Only an empty file can be told; without it a thick volume meets ENOSPC when it is rewritten.
+                btrfs.set_nocow(image_fd)
+            crash_point("image.made")
+            self._fill(volume, image_fd)
+            crash_point("image.filled")
+            os.fsync(image_fd)
+        finally:
+            os.close(image_fd)
+
+    def own_bytes(self, volume: Volume) -> int:
+        """What is allocated to the image and to no other file."""
+        path = f"{volume.volume_id}/{IMAGE}"
+        image_fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._pool.volumes_fd)
+        try:
+            return extents.allocated_bytes(image_fd).exclusive
+        finally:
+            os.close(image_fd)
+
+    def drop_templates(self) -> None:
+        """Give the space of the templates back."""
+        self._templates.drop_all()
+
+    def _fill(self, volume: Volume, image_fd: int) -> None:
+        if volume.is_thick:
+            os.posix_fallocate(image_fd, 0, volume.capacity_bytes)
+        if volume.is_block:
+            os.ftruncate(image_fd, volume.capacity_bytes)
+        elif volume.fs_type in _WITH_TEMPLATE:
+            self._copy_template(volume, image_fd)
+        else:
+            os.ftruncate(image_fd, volume.capacity_bytes)
+            self._format(volume, f"{self._pool.building_path(volume.volume_id)}/{IMAGE}")
+
+    def _copy_template(self, volume: Volume, image_fd: int) -> None:
+        size, options = volume.capacity_bytes, volume.parameters.mkfs_options
+        name = template_name(volume.fs_type, size, options)
+        template_fd = self._templates.open(name, size, lambda path: self._format(volume, path))
+        try:
+            if self.can_reflink and not volume.is_thick:
+                reflink.clone_file(template_fd, image_fd)
+            else:
+                # Shared blocks would have to be allocated when they are written: a thick volume owns all of its own.
+                reflink.copy_data(template_fd, image_fd)
+        finally:
+            os.close(template_fd)
+
+    @staticmethod
+    def _format(volume: Volume, path: str) -> None:
+        kind = filesystem.FILESYSTEMS[volume.fs_type]
+        filesystem.make(
+            kind,
+            path,
+            uuid=str(uuid.uuid4()),
+            extra=filesystem.parse_mkfs_options(kind, volume.parameters.mkfs_options),
+            sector_size=volume.parameters.block_size,
+            timeout=_FORMAT_SECONDS,
+        )

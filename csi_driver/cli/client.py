@@ -1,0 +1,65 @@
+"""What the commands need of a running driver; the protocol edge fulfils it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from csi_driver.errors import CallFailed
+
+
+class DriverClient(Protocol):
+    """The RPCs of one driver; every method raises CallFailed with the driver's own words."""
+
+    def close(self) -> None: ...
+
+    def pools(self) -> list[dict[str, Any]]: ...
+
+    def volumes(self) -> Iterator[dict[str, Any]]: ...
+
+    def volume(self, volume_id: str) -> dict[str, Any]: ...
+
+    def create_volume(
+        self,
+        name: str,
+        *,
+        required_bytes: int,
+        limit_bytes: int,
+        block: bool,
+        fs_type: str,
+        mount_flags: Sequence[str],
+        parameters: Mapping[str, str],
+    ) -> dict[str, Any]: ...
+
+    def delete_volume(self, volume_id: str) -> None: ...
+
+    def stage(self, volume_id: str, path: str, *, block: bool, mount_flags: Sequence[str]) -> None: ...
+
+    def publish(
+        self,
+        volume_id: str,
+        staging: str,
+        target: str,
+        *,
+        block: bool,
+        mount_flags: Sequence[str],
+        read_only: bool,
+    ) -> None: ...
+
+    def unpublish(self, volume_id: str, target: str) -> None: ...
+
+    def unstage(self, volume_id: str, path: str) -> None: ...
+
+
+Connect = Callable[[str], DriverClient]
+
+
+def find_volume(client: DriverClient, name_or_id: str) -> dict[str, Any]:
+    """The volume with this id, or else with this name.
+
+    Raises: CallFailed.
+    """
+    for volume in client.volumes():
+        if name_or_id in (volume["volume_id"], volume["name"]):
+            return volume
+    raise CallFailed("NOT_FOUND", f"no volume has the id or name {name_or_id!r}; see `hostvol volume list`")

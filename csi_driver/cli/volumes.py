@@ -1,0 +1,191 @@
+"""`hostvol volume …`: volumes by hand, over the same RPCs that an orchestrator uses."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import Any
+
+import click
+
+from csi_driver.cli import options
+from csi_driver.cli.client import Connect, DriverClient, find_volume
+from csi_driver.cli.output import Size, show_fields, show_rows
+
+_COLUMNS = {
+    "VOLUME": "volume_id",
+    "NAME": "name",
+    "POOL": "pool",
+    "TYPE": "type",
+    "FILESYSTEM": "filesystem",
+    "SIZE": "capacity_bytes",
+    "ALLOCATED": "allocated_bytes",
+    "STATE": "state",
+    "MOUNTED AT": "target_paths",
+}
+_STAGING = "/run/hostvol/staging"
+
+
+@click.group()
+def volume() -> None:
+    """Volumes: create, mount, look at, delete."""
+
+
+@volume.command("list")
+@options.endpoint
+@options.output
+@click.pass_obj
+def list_volumes(connect: Connect, endpoint: str, output: str) -> None:
+    """Show all volumes, quarantined ones too.
+
+    \b
+    Example:
+      hostvol volume list --output json | jq -r '.[].volume_id'
+    """
+    with closing(connect(endpoint)) as client:
+        show_rows(list(client.volumes()), _COLUMNS, output)
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
+@options.endpoint
+@options.output
+@click.pass_obj
+def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
+    """Show everything about one VOLUME (its id or name).
+
+    \b
+    Example:
+      hostvol volume show data
+    """
+    with closing(connect(endpoint)) as client:
+        show_fields(find_volume(client, name_or_id), output)
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=Size(), default="1GiB", show_default=True, help="At least this much.")
+@click.option("--limit", type=Size(), default=0, help="At most this much.")
+@click.option("--type", "kind", type=click.Choice(["image", "directory"]), default="image", show_default=True)
+@click.option("--block", is_flag=True, help="A raw block device instead of a filesystem.")
+@click.option("--fs", default="", help="ext4 (default), xfs or btrfs.")
+@click.option("--pool", default="default", show_default=True)
+@click.option("--thick", is_flag=True, help="Allocate all blocks at once.")
+@click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
+@click.option("--parameter", "-p", multiple=True, metavar="KEY=VALUE", help="Any other StorageClass parameter.")
+@options.endpoint
+@options.output
+@click.pass_obj
+def create(connect: Connect, /, name: str, endpoint: str, output: str, **asked: Any) -> None:
+    """Create a volume called NAME, or find that it is there already.
+
+    \b
+    Examples:
+      hostvol volume create data --size 10GiB
+      hostvol volume create scratch --type directory --no-quota
+      hostvol volume create disk --size 1GiB --block --thick
+      hostvol volume create big --size 1TiB --fs xfs --pool slow -p mkfsOptions='-i size=1024'
+    """
+    with closing(connect(endpoint)) as client:
+        created = client.create_volume(
+            name,
+            required_bytes=asked["size"],
+            limit_bytes=asked["limit"],
+            block=asked["block"],
+            fs_type=asked["fs"],
+            mount_flags=(),
+            parameters=_parameters(asked),
+        )
+        detail = client.volume(created["volume_id"])
+    show_fields(detail, output)
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.endpoint
+@click.pass_obj
+def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
+    """Delete VOLUME (its id or name) and all its data. It must not be mounted.
+
+    \b
+    Example:
+      hostvol volume delete data --yes
+    """
+    with closing(connect(endpoint)) as client:
+        found = find_volume(client, name_or_id)
+        if not yes:
+            click.confirm(f"Delete {found['volume_id']} ({found['name']}) and all its data?", abort=True)
+        client.delete_volume(found["volume_id"])
+    click.echo(f"{found['volume_id']} is deleted")
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
+@click.argument("target", type=click.Path(resolve_path=True))
+@click.option("--read-only", is_flag=True)
+@click.option("--flags", default="", metavar="FLAG[,FLAG…]", help="Mount flags, for example noatime.")
+@options.endpoint
+@click.pass_obj
+def mount(connect: Connect, /, name_or_id: str, target: str, read_only: bool, flags: str, endpoint: str) -> None:
+    """Mount VOLUME (its id or name) at TARGET; a raw block volume appears as a device file.
+
+    It is staged and published by the same calls that kubelet makes.
+
+    \b
+    Example:
+      hostvol volume mount data /mnt/data
+    """
+    mount_flags = tuple(flag for flag in flags.split(",") if flag)
+    with closing(connect(endpoint)) as client:
+        found = find_volume(client, name_or_id)
+        volume_id, block = found["volume_id"], found["access"] == "block"
+        staging = found["staging_paths"][0] if found["staging_paths"] else _staging_path(volume_id)
+        client.stage(volume_id, staging, block=block, mount_flags=mount_flags)
+        client.publish(volume_id, staging, target, block=block, mount_flags=mount_flags, read_only=read_only)
+    click.echo(f"{volume_id} is mounted at {target}")
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
+@click.argument("target", type=click.Path(resolve_path=True))
+@options.endpoint
+@click.pass_obj
+def umount(connect: Connect, name_or_id: str, target: str, endpoint: str) -> None:
+    """Unmount VOLUME (its id or name) from TARGET, and detach it when that was the last place.
+
+    \b
+    Example:
+      hostvol volume umount data /mnt/data
+    """
+    with closing(connect(endpoint)) as client:
+        found = find_volume(client, name_or_id)
+        client.unpublish(found["volume_id"], target)
+        _unstage_if_last(client, found["volume_id"])
+    click.echo(f"{found['volume_id']} is not mounted at {target}")
+
+
+def _unstage_if_last(client: DriverClient, volume_id: str) -> None:
+    now = client.volume(volume_id)
+    if not now["target_paths"]:
+        for staging in now["staging_paths"]:
+            client.unstage(volume_id, staging)
+
+
+def _staging_path(volume_id: str) -> str:
+    os.makedirs(_STAGING, mode=0o700, exist_ok=True)
+    return f"{_STAGING}/{volume_id}"
+
+
+def _parameters(asked: dict[str, Any]) -> dict[str, str]:
+    parameters = {"type": asked["kind"], "pool": asked["pool"]}
+    if asked["thick"]:
+        parameters["provisioning"] = "thick"
+    if asked["no_quota"]:
+        parameters["quota"] = "none"
+    for pair in asked["parameter"]:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--parameter")
+        parameters[key] = value
+    return parameters

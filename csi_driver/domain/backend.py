@@ -1,0 +1,54 @@
+"""What the domain needs of whatever holds a volume's bytes; the backends fulfil it without knowing it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from csi_driver.linux.mountinfo import MountEntry, MountPoint
+from csi_driver.model import Usage, Volume
+
+
+class Backend(Protocol):
+    """One way of holding volumes in one pool."""
+
+    def choose_identity(self, volume: Volume) -> Volume:
+        """The volume with whatever the kernel will know it by, chosen before anything is made.
+
+        Raises: InvalidField when this pool cannot hold such a volume.
+        """
+
+    def build(self, volume: Volume, object_fd: int) -> None:
+        """Make and fsync the content beside the record, in an object directory under `tmp/`."""
+
+    def own_bytes(self, volume: Volume) -> int:
+        """What is allocated to this volume alone, measured now."""
+
+    def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
+        """Attach, and mount at the staging path unless the volume is raw block."""
+
+    def finish_stage(self, volume: Volume, mounted_fd: int) -> None:
+        """What a fresh mount needs before a workload sees it. Idempotent."""
+
+    def is_attached(self, volume: Volume) -> bool:
+        """Whether a loop device holds the volume."""
+
+    def shows(self, volume: Volume, point: MountPoint) -> bool:
+        """Whether what is seen at some path is this volume."""
+
+    def mounts(self, volume: Volume) -> list[MountEntry]:
+        """Everywhere the volume is mounted."""
+
+    def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:
+        """What a publication binds when it is a device; None when it is the staging mount."""
+
+    def release(self, volume: Volume) -> None:
+        """Let go after the last unmount.
+
+        Raises: VolumeBusy naming the holder.
+        """
+
+    def is_held(self, volume: Volume) -> bool:
+        """Whether something outside this driver has the volume's bytes open."""
+
+    def usage(self, volume: Volume, path_fd: int) -> Usage:
+        """How full the volume is."""

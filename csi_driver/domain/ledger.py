@@ -1,0 +1,183 @@
+"""Who was promised how many bytes of one filesystem, and what may still be promised; knows no backend.
+
+Counted per filesystem, all pools on it together, since they share its space. *own* of a volume is what is allocated
+to it alone, *growth* what it may still allocate. With an overcommit of 1.0 the sum of all growth never exceeds what
+is available less a reserve, so nobody runs out of what he was promised except by strangers' writes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from csi_driver.errors import InsufficientCapacity
+from csi_driver.model import BLOCK_BYTES, MIB, QuotaPolicy, Volume, VolumeId, VolumeType
+
+_RESERVE_BYTES = 64 * MIB
+_RESERVE_PART = 50
+_FRESH_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the filesystem itself says, in bytes."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+class Filesystem(Protocol):
+    """The filesystem below one or more pools, and the counted volumes on it."""
+
+    def space(self) -> Space: ...
+
+    def volumes(self) -> list[Volume]: ...
+
+    def own_bytes(self, volume: Volume) -> int: ...
+
+
+def is_counted(volume: Volume) -> bool:
+    """Whether the volume has a size that is enforced: only then it can be promised anything."""
+    return volume.volume_type is VolumeType.IMAGE or volume.parameters.quota is QuotaPolicy.REQUIRED
+
+
+def growth_of(volume: Volume, own_bytes: int) -> int:
+    """What the volume may still allocate, given what it owns; bytes."""
+    return 0 if volume.is_thick else max(0, volume.capacity_bytes - own_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One volume in the books, in bytes; `worst` is its growth if it owned nothing."""
+
+    growth: int
+    own: int
+    size: int
+    worst: int
+
+
+class Ledger:
+    """The promises made on one filesystem.
+
+    An *own* that was not measured counts as 0. One that was measured before the workload discarded blocks is too
+    large, so a grant rests on a measurement only while that is fresh; a grant that holds even if nobody owned
+    anything needs none.
+    """
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self._filesystem = filesystem
+        self._lock = threading.Lock()
+        self._measuring = threading.Lock()
+        self._measured_at = -_FRESH_SECONDS
+        self._held: dict[VolumeId, _Held] = {}
+        self._growth_bytes = self._own_bytes = self._size_bytes = self._worst_bytes = 0
+
+    def space(self) -> Space:
+        """The filesystem's own numbers, read now."""
+        return self._filesystem.space()
+
+    @staticmethod
+    def reserve_bytes(space: Space) -> int:
+        """What is kept for the metadata of the filesystem below the pools."""
+        return max(_RESERVE_BYTES, space.total_bytes // _RESERVE_PART)
+
+    @property
+    def promised_bytes(self) -> int:
+        """The sum of all growth."""
+        return self._growth_bytes
+
+    def grantable_bytes(self, overcommit: float, *, thick: bool = False) -> int:
+        """The largest volume that would be granted now, a multiple of 4096; never more than that."""
+        if self._usable_bytes() < self._worst_bytes:
+            self.measure()
+        with self._lock:
+            return max(0, self._grantable(overcommit, thick) // BLOCK_BYTES * BLOCK_BYTES)
+
+    def admit(self, volume: Volume, overcommit: float) -> None:
+        """Promise `volume` its whole size while it is built.
+
+        Raises: InsufficientCapacity.
+        """
+        if not is_counted(volume) or self._admit_without_measuring(volume, overcommit):
+            return
+        self.measure()
+        with self._lock:
+            grantable = self._grantable(overcommit, volume.is_thick)
+            if volume.capacity_bytes > grantable:
+                raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
+            self._hold(volume, volume.capacity_bytes, 0)
+
+    def settle(self, volume: Volume, own_bytes: int) -> None:
+        """The volume is there and owns `own_bytes`. Idempotent; also how a measurement is told."""
+        if not is_counted(volume):
+            return
+        with self._lock:
+            self._hold(volume, growth_of(volume, own_bytes), own_bytes)
+
+    def forget(self, volume: Volume) -> None:
+        """The volume is gone, or was never built. Idempotent."""
+        with self._lock:
+            self._drop(volume)
+
+    def measure(self) -> None:
+        """Measure what every volume owns, unless that was done just now.
+
+        One thread measures at a time; the others wait for it and take its result.
+        """
+        with self._measuring:
+            if self._measured_at + _FRESH_SECONDS > time.monotonic():
+                return
+            started = time.monotonic()
+            for volume in self._filesystem.volumes():
+                self._measure_one(volume)
+            self._measured_at = started
+
+    def _measure_one(self, volume: Volume) -> None:
+        if volume.volume_id not in self._held:
+            return
+        try:
+            measured = self._filesystem.own_bytes(volume)
+        except OSError:
+            measured = 0
+        with self._lock:
+            # Deleted meanwhile: a promise must not come back to life.
+            if volume.volume_id in self._held:
+                self._hold(volume, growth_of(volume, measured), measured)
+
+    def _admit_without_measuring(self, volume: Volume, overcommit: float) -> bool:
+        with self._lock:
+            if volume.capacity_bytes > self._usable_bytes() - self._worst_bytes:
+                return False
+            if overcommit > 1.0 and volume.capacity_bytes > self._grantable(overcommit, volume.is_thick):
+                return False
+            self._hold(volume, volume.capacity_bytes, 0)
+            return True
+
+    def _usable_bytes(self) -> int:
+        space = self._filesystem.space()
+        return space.available_bytes - self.reserve_bytes(space)
+
+    def _grantable(self, overcommit: float, thick: bool) -> int:
+        usable = self._usable_bytes()
+        if thick or overcommit <= 1.0:
+            return usable - self._growth_bytes
+        return int(overcommit * (usable + self._own_bytes)) - self._size_bytes
+
+    def _hold(self, volume: Volume, growth: int, own: int) -> None:
+        self._drop(volume)
+        worst = max(growth, growth_of(volume, 0))
+        self._held[volume.volume_id] = held = _Held(growth, own, volume.capacity_bytes, worst)
+        self._add(held, 1)
+
+    def _drop(self, volume: Volume) -> None:
+        held = self._held.pop(volume.volume_id, None)
+        if held is not None:
+            self._add(held, -1)
+
+    def _add(self, held: _Held, sign: int) -> None:
+        self._growth_bytes += sign * held.growth
+        self._own_bytes += sign * held.own
+        self._size_bytes += sign * held.size
+        self._worst_bytes += sign * held.worst

@@ -1,0 +1,30 @@
+"""Lists in pages whose tokens survive changes between them; knows no message."""
+
+from __future__ import annotations
+
+import re
+
+from csi_driver.domain.catalogue import Catalogue
+from csi_driver.errors import InvalidToken
+from csi_driver.model import Volume
+
+_PREFIX = "after:"
+_TOKEN = re.compile(r"after:[a-z0-9-]{1,63}")
+_MOST = 20000
+
+
+def token_after(volume_id: str) -> str:
+    """The token of the page that follows the volume; it holds also when the volume is deleted meanwhile."""
+    return f"{_PREFIX}{volume_id}"
+
+
+def page(catalogue: Catalogue, max_entries: int, starting_token: str) -> tuple[list[Volume], bool]:
+    """The volumes behind the token, and whether none follow them.
+
+    Raises: InvalidToken.
+    """
+    if starting_token and not _TOKEN.fullmatch(starting_token):
+        raise InvalidToken(starting_token)
+    limit = min(max_entries or _MOST, _MOST)
+    found = catalogue.after(starting_token.removeprefix(_PREFIX), limit + 1)
+    return found[:limit], len(found) <= limit

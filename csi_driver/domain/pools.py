@@ -1,0 +1,164 @@
+"""The pools of this node: each with its directory, its backends and its share of a filesystem; knows no request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from csi_driver.backends.attachments import Attachments
+from csi_driver.backends.block_image import BlockImageBackend
+from csi_driver.backends.directory import DirectoryBackend, QuotaKind, quota_kind, quota_remedy
+from csi_driver.backends.filesystem_image import FilesystemImageBackend
+from csi_driver.backends.image import ImageFiles
+from csi_driver.domain.backend import Backend
+from csi_driver.domain.ledger import Ledger, Space, is_counted
+from csi_driver.errors import InvalidField, NotReady, PoolRefused
+from csi_driver.linux import btrfs, filesystem, lock
+from csi_driver.model import PoolName, Volume, VolumeType
+from csi_driver.store.pool import IDENTITY, PoolDirectory
+from csi_driver.store.runtime import RuntimeDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """One pool as the operator gives it: `--pool NAME=DIR[,overcommit=N]`."""
+
+    name: PoolName
+    directory: str
+    overcommit: float = 1.0
+
+
+class Pool:
+    """One directory that holds volumes, locked for this process."""
+
+    def __init__(self, options: PoolOptions, driver_name: str, state_dir: str) -> None:
+        """Open and lock the pool.
+
+        Raises: PoolRefused; OSError.
+        """
+        self.name = options.name
+        self.overcommit = options.overcommit
+        self.store = PoolDirectory(options.directory, driver_name)
+        held = lock.lock_file(IDENTITY, dir_fd=self.store.root_fd)
+        if held is None:
+            self.store.close()
+            raise PoolRefused(options.directory, "another hostvol process serves it")
+        self._lock_fd = held
+        self.runtime = RuntimeDirectory(state_dir, self.store.identity.pool_uuid)
+        self.filesystem_name = filesystem.filesystem_name(self.store.root_fd)
+        self.attachments = Attachments(self.store)
+        self.images = ImageFiles(self.store)
+        self._directory = DirectoryBackend(self.store)
+        self._filesystem_image = FilesystemImageBackend(self.images, self.attachments)
+        self._block_image = BlockImageBackend(self.images, self.attachments)
+        # Given by Pools.add: pools on one filesystem share both.
+        self.filesystem: PoolFilesystem
+        self.ledger: Ledger
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self.runtime.close()
+        self.store.close()
+        os.close(self._lock_fd)
+
+    @property
+    def quota(self) -> QuotaKind:
+        return quota_kind(self.store.root_fd)
+
+    @property
+    def quota_remedy(self) -> str:
+        return quota_remedy(self.store.root_fd)
+
+    @property
+    def filesystem_key(self) -> str:
+        """The same for all pools on one filesystem (the subvolumes of a btrfs differ in st_dev)."""
+        if btrfs.is_btrfs(self.store.root_fd):
+            return btrfs.filesystem_uuid(self.store.root_fd)
+        return str(self.store.device)
+
+    def backend(self, volume: Volume) -> Backend:
+        """Who holds the bytes of this volume."""
+        if volume.volume_type is VolumeType.DIRECTORY:
+            return self._directory
+        return self._block_image if volume.is_block else self._filesystem_image
+
+    def require_present(self) -> None:
+        """Refuse to write where the pool is not mounted any more.
+
+        Raises: NotReady.
+        """
+        if not self.store.has_identity():
+            raise NotReady(f"pool {self.name}: {self.store.directory} does not lead to the pool now; is it mounted?")
+
+
+@dataclass(slots=True)
+class PoolFilesystem:
+    """The filesystem below one or more pools, as the ledger sees it."""
+
+    pools: dict[PoolName, Pool]
+    all_volumes: Callable[[], list[Volume]]
+
+    def space(self) -> Space:
+        """Bytes that files can still be given; btrfs is asked by ioctl, since its statvfs guesses."""
+        root_fd = next(iter(self.pools.values())).store.root_fd
+        space = filesystem.space(root_fd)
+        if btrfs.is_btrfs(root_fd):
+            return Space(space.total_bytes, btrfs.available_data_bytes(root_fd))
+        return Space(space.total_bytes, space.available_bytes)
+
+    def volumes(self) -> list[Volume]:
+        return [volume for volume in self.all_volumes() if volume.pool in self.pools and is_counted(volume)]
+
+    def own_bytes(self, volume: Volume) -> int:
+        return self.pools[volume.pool].backend(volume).own_bytes(volume)
+
+
+@dataclass(slots=True)
+class Pools:
+    """All pools by name; those that could not be opened, with the reason."""
+
+    opened: dict[str, Pool] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> Pool:
+        """The pool of that name.
+
+        Raises: InvalidField when the node has no such pool; NotReady when it could not be opened.
+        """
+        pool = self.opened.get(name)
+        if pool is not None:
+            return pool
+        if name in self.refused:
+            raise NotReady(f"pool {name} is not served: {self.refused[name]}")
+        raise InvalidField("parameters.pool", name, f"one of {', '.join(sorted(self.opened)) or 'none'}")
+
+    def of(self, volume: Volume) -> Pool:
+        """The pool that holds the volume."""
+        return self.get(volume.pool)
+
+    def backend(self, volume: Volume) -> Backend:
+        """Who holds the bytes of the volume."""
+        return self.of(volume).backend(volume)
+
+    def add(self, pool: Pool, all_volumes: Callable[[], list[Volume]]) -> None:
+        """Serve `pool`, in one ledger with the pools on the same filesystem."""
+        for other in self.opened.values():
+            if other.filesystem_key == pool.filesystem_key:
+                pool.filesystem, pool.ledger = other.filesystem, other.ledger
+                break
+        else:
+            pool.filesystem = PoolFilesystem({}, all_volumes)
+            pool.ledger = Ledger(pool.filesystem)
+        pool.filesystem.pools[pool.name] = pool
+        self.opened[pool.name] = pool
+
+    def ledgers(self) -> list[Ledger]:
+        """Every ledger once."""
+        return list({id(pool.ledger): pool.ledger for pool in self.opened.values()}.values())
+
+    def close(self) -> None:
+        """Give every lock back."""
+        for pool in self.opened.values():
+            pool.close()
+        self.opened.clear()

@@ -1,0 +1,58 @@
+"""Which size a volume gets for the range that was asked; knows no pool and no free space."""
+
+from __future__ import annotations
+
+from csi_driver.errors import CapacityOutOfRange
+from csi_driver.linux.filesystem import FILESYSTEMS
+from csi_driver.model import (
+    BLOCK_BYTES,
+    DEFAULT_CAPACITY_BYTES,
+    TIB,
+    AccessType,
+    CapacityRange,
+    VolumeType,
+    round_up,
+)
+
+# The largest file of an ext4 pool, 2^32 blocks of 4 KiB, less the last one.
+_LARGEST_BYTES = 16 * TIB - BLOCK_BYTES
+
+
+def minimum_bytes(volume_type: VolumeType, access_type: AccessType, fs_type: str) -> int:
+    """The smallest volume of this kind."""
+    if volume_type is VolumeType.IMAGE and access_type is AccessType.MOUNT:
+        return FILESYSTEMS[fs_type].minimum_bytes
+    return BLOCK_BYTES
+
+
+def maximum_bytes(volume_type: VolumeType, access_type: AccessType, fs_type: str) -> int:
+    """The largest volume of this kind."""
+    if volume_type is VolumeType.IMAGE and access_type is AccessType.MOUNT:
+        return min(FILESYSTEMS[fs_type].maximum_bytes, _LARGEST_BYTES)
+    return _LARGEST_BYTES
+
+
+def choose_capacity(asked: CapacityRange, *, minimum: int, maximum: int) -> int:
+    """The size to give, in bytes: what is required, rounded up to whole blocks and to `minimum`, never above the limit.
+
+    Nothing required: 1 GiB, or the limit when that is less.
+
+    Raises: CapacityOutOfRange naming the fields and what is possible.
+    """
+    wanted = asked.required_bytes or min(DEFAULT_CAPACITY_BYTES, asked.limit_bytes or DEFAULT_CAPACITY_BYTES)
+    if not asked.required_bytes:
+        wanted = wanted // BLOCK_BYTES * BLOCK_BYTES
+    given = max(round_up(wanted, BLOCK_BYTES), minimum)
+    if given > maximum:
+        raise CapacityOutOfRange(f"capacity_range.required_bytes: {wanted} is more than a volume can have, {maximum}")
+    if asked.limit_bytes and given > asked.limit_bytes:
+        raise CapacityOutOfRange(
+            f"capacity_range.limit_bytes: {asked.limit_bytes} is too small; a volume of this kind that holds "
+            f"{asked.required_bytes} bytes takes {given} (whole blocks of {BLOCK_BYTES}, at least {minimum})"
+        )
+    return given
+
+
+def satisfies(capacity_bytes: int, asked: CapacityRange) -> bool:
+    """Whether a volume of this size is what was asked."""
+    return capacity_bytes >= asked.required_bytes and (not asked.limit_bytes or capacity_bytes <= asked.limit_bytes)

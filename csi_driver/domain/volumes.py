@@ -1,0 +1,209 @@
+"""Volumes made, found and taken away; knows no protocol, and leaves the bytes to the backends.
+
+Create: claim the name -> compare with what bears it -> promise the space -> build under `tmp/` -> rename into place.
+Delete: claim the id -> refuse while in use -> rename into the trash -> clear away. Every step can be the last one
+before a crash: an object exists whole or not at all, and a start clears what is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+from contextlib import ExitStack
+
+from csi_driver.backends import removal
+from csi_driver.domain import sizes
+from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.claims import Claims
+from csi_driver.domain.pools import Pool, Pools
+from csi_driver.domain.publishing import Publishing
+from csi_driver.errors import (
+    CapacityOutOfRange,
+    InsufficientCapacity,
+    OperationPending,
+    TopologyUnsatisfiable,
+    UndoFailed,
+    VolumeBusy,
+    VolumeConflict,
+    VolumeNotFound,
+)
+from csi_driver.faults import crash_point
+from csi_driver.model import Volume, VolumeId, VolumeSpec, node_key
+from csi_driver.store import records
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Volumes:
+    """The life of a volume from CreateVolume to DeleteVolume."""
+
+    def __init__(
+        self, node_id: str, pools: Pools, catalogue: Catalogue, claims: Claims, publishing: Publishing
+    ) -> None:
+        self._node_id = node_id
+        self._node_key = node_key(node_id)
+        self._pools = pools
+        self._catalogue = catalogue
+        self._claims = claims
+        self._publishing = publishing
+        self._uncleared: dict[str, tuple[Pool, str]] = {}
+
+    def create(self, spec: VolumeSpec, deadline: float | None, *, is_accessible: bool = True) -> Volume:
+        """A volume as `spec` asks, durable when this returns; `is_accessible`: its topology includes this node.
+
+        Idempotent: the same spec again gives the same volume; while it is being built, the second call waits for it.
+
+        Raises: VolumeConflict when the name is taken by another volume; InsufficientCapacity; CapacityOutOfRange;
+            InvalidField; TopologyUnsatisfiable; OperationPending; UndoFailed.
+        """
+        call = (spec, is_accessible)
+        return self._claims.run(("volume name", spec.name), call, deadline, lambda: self._create(spec, is_accessible))
+
+    def delete(self, volume_id: str, deadline: float | None) -> None:
+        """The volume and its data are gone when this returns. Idempotent: an unknown id is gone already.
+
+        A volume that is only staged is unstaged first, since kubelet may never do it.
+
+        Raises: VolumeInUse while it is published or held open; OperationPending; RecordDamaged.
+        """
+        self._claims.run(("volume", volume_id), "delete", deadline, lambda: self._delete(volume_id))
+
+    def _create(self, spec: VolumeSpec, is_accessible: bool) -> Volume:
+        existing = self._catalogue.named(spec.name)
+        if existing is not None:
+            if self._claims.holds(("volume", existing.volume_id)):
+                raise OperationPending(f"volume {existing.volume_id}")
+            _check_same(existing, spec, is_accessible)
+            return existing
+        if not is_accessible:
+            raise TopologyUnsatisfiable(self._node_id)
+        pool = self._pools.get(spec.parameters.pool)
+        pool.require_present()
+        planned = self._planned(spec)
+        volume = pool.backend(planned).choose_identity(planned)
+        self._admit(pool, volume)
+        try:
+            self._build(pool, volume)
+        except BaseException:
+            pool.ledger.forget(volume)
+            raise
+        pool.ledger.settle(volume, 0)
+        self._catalogue.add(volume)
+        return volume
+
+    def _planned(self, spec: VolumeSpec) -> Volume:
+        kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
+        capacity_bytes = sizes.choose_capacity(
+            spec.capacity_range, minimum=sizes.minimum_bytes(*kind), maximum=sizes.maximum_bytes(*kind)
+        )
+        return Volume(
+            volume_id=VolumeId(f"vol-{self._node_key}-{secrets.token_hex(8)}"),
+            name=spec.name,
+            capacity_bytes=capacity_bytes,
+            access_type=spec.access_type,
+            fs_type=spec.fs_type,
+            parameters=spec.parameters,
+            created_at=time.time(),
+        )
+
+    @staticmethod
+    def _admit(pool: Pool, volume: Volume) -> None:
+        try:
+            pool.ledger.admit(volume, pool.overcommit)
+        except InsufficientCapacity:
+            # Templates are a cache: their space belongs to whoever needs it.
+            pool.images.drop_templates()
+            pool.ledger.admit(volume, pool.overcommit)
+
+    def _build(self, pool: Pool, volume: Volume) -> None:
+        with ExitStack() as undo, ExitStack() as opened:
+            undo.callback(self._undo_build, pool, volume)
+            object_fd = pool.store.begin(volume.volume_id)
+            opened.callback(os.close, object_fd)
+            crash_point("create.begun")
+            # The record goes first: whoever clears a half-built object reads there which project id it took.
+            records.write_volume(object_fd, volume)
+            crash_point("create.recorded")
+            try:
+                pool.backend(volume).build(volume, object_fd)
+            except OSError as cause:
+                raise _explained(cause, pool, volume) from cause
+            crash_point("create.built")
+            pool.store.commit(volume.volume_id, object_fd)
+            crash_point("create.committed")
+            undo.pop_all()
+
+    @staticmethod
+    def _undo_build(pool: Pool, volume: Volume) -> None:
+        try:
+            removal.clear(pool.store.tmp_fd, volume.volume_id)
+        except OSError as cause:
+            raise UndoFailed(
+                f"volume {volume.name!r}: creation failed and {pool.store.building_path(volume.volume_id)} could not "
+                f"be cleared: {cause}"
+            ) from cause
+
+    def _delete(self, volume_id: str) -> None:
+        try:
+            volume = self._catalogue.get(volume_id)
+        except VolumeNotFound:
+            self._clear_again(volume_id)
+            return
+        pool = self._pools.of(volume)
+        pool.require_present()
+        self._publishing.withdraw(volume)
+        crash_point("delete.withdrawn")
+        self._uncleared[volume_id] = (pool, pool.store.discard(volume_id))
+        self._catalogue.remove(volume)
+        # What lies in the trash grows no more; what it still holds, the filesystem counts as used.
+        pool.ledger.forget(volume)
+        crash_point("delete.discarded")
+        self._clear_again(volume_id)
+        crash_point("delete.cleared")
+
+    def _clear_again(self, volume_id: str) -> None:
+        remains = self._uncleared.get(volume_id)
+        if remains is None:
+            return
+        pool, trash_name = remains
+        try:
+            removal.clear(pool.store.trash_fd, trash_name)
+        except OSError as cause:
+            raise VolumeBusy(volume_id, f"deleted, but its remains in the trash cannot be cleared: {cause}") from cause
+        self._uncleared.pop(volume_id, None)
+
+
+def _explained(cause: OSError, pool: Pool, volume: Volume) -> Exception:
+    if cause.errno in _NO_SPACE:
+        return InsufficientCapacity(pool.name, volume.capacity_bytes, pool.ledger.grantable_bytes(pool.overcommit))
+    if cause.errno == errno.EFBIG:
+        return CapacityOutOfRange(
+            f"capacity_range.required_bytes: {volume.capacity_bytes} is more than a file can have in pool {pool.name}"
+        )
+    return cause
+
+
+def _check_same(volume: Volume, spec: VolumeSpec, is_accessible: bool) -> None:
+    """Refuse a spec that the existing volume of its name does not fulfil, naming the first difference."""
+    asked, held = spec.parameters, volume.parameters
+    differences = [
+        ("accessibility_requirements", "this node", "this node" if is_accessible else "others"),
+        ("volume_capabilities (access type)", volume.access_type, spec.access_type),
+        ("volume_capabilities (fs_type)", volume.fs_type, spec.fs_type),
+        ("parameters.type", held.volume_type, asked.volume_type),
+        ("parameters.pool", held.pool, asked.pool),
+        ("parameters.provisioning", held.provisioning, asked.provisioning),
+        ("parameters.mkfsOptions", held.mkfs_options, asked.mkfs_options),
+        ("parameters.quota", held.quota, asked.quota),
+        ("parameters.blockSize", held.block_size, asked.block_size),
+    ]
+    for field, is_held, is_asked in differences:
+        if is_held != is_asked:
+            raise VolumeConflict(volume.name, volume.volume_id, field, is_held, is_asked)
+    if not sizes.satisfies(volume.capacity_bytes, spec.capacity_range):
+        asked_range = f"{spec.capacity_range.required_bytes}..{spec.capacity_range.limit_bytes or 'any'} bytes"
+        raise VolumeConflict(
+            volume.name, volume.volume_id, "capacity_range", f"{volume.capacity_bytes} bytes", asked_range
+        )

@@ -1,0 +1,161 @@
+"""Everything that can go wrong, one exception per failure, worded for an operator; knows neither gRPC nor errno."""
+
+from __future__ import annotations
+
+
+class HostvolError(Exception):
+    """Base of every failure that hostvol explains to its caller."""
+
+
+class InvalidField(HostvolError):
+    """A field of a request holds something that can never be accepted."""
+
+    def __init__(self, field: str, given: object, allowed: str) -> None:
+        self.field = field
+        shown = given if isinstance(given, int) else repr(str(given)[:160])
+        super().__init__(f"{field}: {shown} is not accepted; allowed: {allowed}")
+
+
+class MissingField(InvalidField):
+    """A required field is empty."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        HostvolError.__init__(self, f"{field}: required, but empty")
+
+
+class VolumeNotFound(HostvolError):
+    """No volume of this node bears the id."""
+
+    def __init__(self, volume_id: str) -> None:
+        super().__init__(f"volume_id {volume_id[:128]!r}: no such volume on this node")
+
+
+class VolumeNotAtPath(HostvolError):
+    """The volume exists, but is not mounted where the caller says."""
+
+    def __init__(self, volume_id: str, path: str) -> None:
+        super().__init__(f"volume_path {path[:160]!r}: volume {volume_id} is not mounted there")
+
+
+class VolumeConflict(HostvolError):
+    """The name is taken by a volume that differs from what is asked."""
+
+    def __init__(self, name: str, volume_id: str, field: str, held: object, asked: object) -> None:
+        super().__init__(
+            f"name {name!r} belongs to volume {volume_id}, which differs in {field}: it has {held}, asked was {asked}"
+        )
+
+
+class PublicationConflict(HostvolError):
+    """The path already shows this volume in another way, or something that is not this volume."""
+
+    def __init__(self, path: str, difference: str) -> None:
+        super().__init__(f"{path}: {difference}")
+
+
+class TargetOccupied(HostvolError):
+    """A path holds content or a mount that is not ours to hide or to remove."""
+
+    def __init__(self, field: str, path: str, reason: str) -> None:
+        super().__init__(f"{field} {path}: {reason}")
+
+
+class CapabilityExceeded(HostvolError):
+    """The volume cannot be used in the way that a Node call asks for."""
+
+
+class VolumeInUse(HostvolError):
+    """The volume cannot be taken away because something still uses it."""
+
+    def __init__(self, volume_id: str, users: str) -> None:
+        super().__init__(f"volume {volume_id} is in use: {users}")
+
+
+class VolumeBusy(HostvolError):
+    """Something holds the volume for the moment; the same call may succeed soon."""
+
+    def __init__(self, volume_id: str, holder: str) -> None:
+        super().__init__(f"volume {volume_id} is still held: {holder}; repeat the call")
+
+
+class NotStaged(HostvolError):
+    """A publish needs the volume staged at the path that it names."""
+
+    def __init__(self, volume_id: str, path: str) -> None:
+        where = f"at {path}" if path else "(staging_target_path is empty)"
+        super().__init__(f"volume {volume_id} is not staged {where}; call NodeStageVolume first")
+
+
+class OperationPending(HostvolError):
+    """Another operation on the same object is under way."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"an operation on {what} is under way; repeat the call")
+
+
+class CapacityOutOfRange(HostvolError):
+    """No size satisfies both the request and the kind of volume."""
+
+
+class InsufficientCapacity(HostvolError):
+    """The pool cannot promise so many bytes."""
+
+    def __init__(self, pool: str, asked_bytes: int, grantable_bytes: int) -> None:
+        super().__init__(
+            f"pool {pool}: {asked_bytes} bytes asked, {max(0, grantable_bytes)} can be granted; "
+            "delete volumes, enlarge the pool's filesystem or choose another pool"
+        )
+
+
+class TopologyUnsatisfiable(HostvolError):
+    """The topology asked for does not include this node."""
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(f"accessibility_requirements: none of the requisite topologies is this node ({node_id})")
+
+
+class InvalidToken(HostvolError):
+    """A list token was not made by this driver."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(f"starting_token {token[:80]!r} is not valid; list again from the beginning")
+
+
+class NotReady(HostvolError):
+    """The driver, or the pool that is asked for, is not serving yet or not any more."""
+
+
+class RecordDamaged(HostvolError):
+    """A record on disk cannot be trusted; the object is left exactly as it is."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"record {path} is damaged ({reason}); its data is untouched: restore the record or remove it")
+
+
+class PoolRefused(HostvolError):
+    """A directory cannot be served as a pool."""
+
+    def __init__(self, directory: str, reason: str) -> None:
+        super().__init__(f"pool {directory}: {reason}")
+
+
+class VolumeDamaged(HostvolError):
+    """The data of a volume is not what its record says."""
+
+    def __init__(self, volume_id: str, reason: str) -> None:
+        super().__init__(f"volume {volume_id}: {reason}")
+
+
+class UndoFailed(HostvolError):
+    """A failed operation could not be undone completely; repeating it finishes the work."""
+
+
+class CallFailed(HostvolError):
+    """The driver answered a command of the operator with an error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(f"{message} ({code})")

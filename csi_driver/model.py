@@ -1,0 +1,173 @@
+"""The nouns of the driver as frozen values; knows no protobuf, no kernel and no file."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+from typing import NewType
+
+VolumeId = NewType("VolumeId", str)
+PoolName = NewType("PoolName", str)
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+BLOCK_BYTES = 4096
+DEFAULT_CAPACITY_BYTES = GIB
+DEFAULT_DRIVER_NAME = "csi.hostvol.dev"
+
+
+class VolumeType(enum.StrEnum):
+    """How the bytes of a volume are held."""
+
+    IMAGE = "image"
+    DIRECTORY = "directory"
+
+
+class AccessType(enum.StrEnum):
+    """What a workload sees: a mounted filesystem or a block device (CSI VolumeCapability.access_type)."""
+
+    MOUNT = "mount"
+    BLOCK = "block"
+
+
+class Provisioning(enum.StrEnum):
+    """Whether an image's blocks are allocated as they are written (thin) or at once (thick)."""
+
+    THIN = "thin"
+    THICK = "thick"
+
+
+class QuotaPolicy(enum.StrEnum):
+    """Whether a directory volume's size must be enforced."""
+
+    REQUIRED = "required"
+    NONE = "none"
+
+
+class AccessMode(enum.StrEnum):
+    """CSI VolumeCapability.AccessMode.Mode, the ones that a volume of one node can have."""
+
+    SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
+    SINGLE_NODE_READER_ONLY = "SINGLE_NODE_READER_ONLY"
+    SINGLE_NODE_SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
+    SINGLE_NODE_MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+
+    @property
+    def is_exclusive(self) -> bool:
+        """At most one target path (CSI NodePublishVolume, second table of return codes)."""
+        return self is not AccessMode.SINGLE_NODE_MULTI_WRITER
+
+    @property
+    def is_read_only(self) -> bool:
+        return self is AccessMode.SINGLE_NODE_READER_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeCapability:
+    """One way in which a volume is to be used: access type plus access mode."""
+
+    access_type: AccessType
+    access_mode: AccessMode
+    fs_type: str = ""
+    mount_flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityRange:
+    """The size that is asked for, in bytes; 0 means unspecified."""
+
+    required_bytes: int = 0
+    limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeParameters:
+    """What a StorageClass decides about a volume; defaults are the contract's."""
+
+    volume_type: VolumeType = VolumeType.IMAGE
+    pool: PoolName = PoolName("default")
+    provisioning: Provisioning = Provisioning.THIN
+    mkfs_options: str = ""
+    quota: QuotaPolicy = QuotaPolicy.REQUIRED
+    block_size: int = BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """A volume as it is asked for; two equal specs ask for the same volume."""
+
+    name: str
+    capacity_range: CapacityRange
+    access_type: AccessType
+    fs_type: str
+    parameters: VolumeParameters
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is held; sizes in bytes, times in seconds since the epoch."""
+
+    volume_id: VolumeId
+    name: str
+    capacity_bytes: int
+    access_type: AccessType
+    fs_type: str
+    parameters: VolumeParameters
+    created_at: float
+    fs_uuid: str = ""
+    project_id: int = 0
+
+    @property
+    def pool(self) -> PoolName:
+        return self.parameters.pool
+
+    @property
+    def volume_type(self) -> VolumeType:
+        return self.parameters.volume_type
+
+    @property
+    def is_thick(self) -> bool:
+        return self.parameters.provisioning is Provisioning.THICK
+
+    @property
+    def is_block(self) -> bool:
+        return self.access_type is AccessType.BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A volume shown to a workload at one target path."""
+
+    target_path: str
+    capability: VolumeCapability
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What NodeGetVolumeStats tells; bytes, and inodes where the volume has them (else 0)."""
+
+    total_bytes: int
+    used_bytes: int
+    available_bytes: int
+    total_inodes: int = 0
+    used_inodes: int = 0
+    available_inodes: int = 0
+
+
+def node_key(node_id: str) -> str:
+    """The part of every id that names the node: 16 hexadecimal digits of SHA-256 of the node id."""
+    return hashlib.sha256(node_id.encode()).hexdigest()[:16]
+
+
+def topology_key(driver_name: str) -> str:
+    """The topology segment's key; its value is the node id."""
+    return f"topology.{driver_name}/node"
+
+
+def round_up(value: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is not below `value`."""
+    return -(-value // unit) * unit

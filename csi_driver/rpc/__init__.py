@@ -1,0 +1,1 @@
+"""The protocol edge: requests parsed, answers built, errors and limits in one place each."""

@@ -1,0 +1,90 @@
+"""The operator's view of a node, beside CSI on the same socket: it looks, and changes nothing."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from csi_driver.domain import inspection, pages
+from csi_driver.domain.inspection import VolumeView
+from csi_driver.domain.ledger import Ledger
+from csi_driver.domain.node import Node
+from csi_driver.domain.pools import Pool
+from csi_driver.pb import admin_pb2
+from csi_driver.rpc import parsing
+from csi_driver.rpc.edge import Call
+
+_PAGE = 500
+
+
+class AdminServicer:
+    """proto/admin.proto."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def ListPools(self, request: admin_pb2.ListPoolsRequest, call: Call) -> admin_pb2.ListPoolsResponse:
+        counts = inspection.volume_counts(self._node)
+        pools = [self._pool(pool, counts.get(name, 0)) for name, pool in self._node.pools.opened.items()]
+        refused = [
+            admin_pb2.Pool(name=name, state="unavailable", message=why)
+            for name, why in self._node.pools.refused.items()
+        ]
+        return admin_pb2.ListPoolsResponse(pools=sorted([*pools, *refused], key=attrgetter("name")))
+
+    def ListVolumes(self, request: admin_pb2.ListVolumesRequest, call: Call) -> admin_pb2.ListVolumesResponse:
+        limit = min(parsing.max_entries(request.max_entries) or _PAGE, _PAGE)
+        volumes, complete = pages.page(self._node.catalogue, limit, request.starting_token)
+        response = admin_pb2.ListVolumesResponse()
+        response.volumes.extend(_detail(view) for view in inspection.views(self._node, volumes))
+        if not complete:
+            response.next_token = pages.token_after(volumes[-1].volume_id)
+        else:
+            response.volumes.extend(_detail(view) for view in inspection.quarantined_views(self._node))
+        return response
+
+    def GetVolume(self, request: admin_pb2.GetVolumeRequest, call: Call) -> admin_pb2.VolumeDetail:
+        return _detail(inspection.view(self._node, parsing.volume_id(request.volume_id)))
+
+    def _pool(self, pool: Pool, volume_count: int) -> admin_pb2.Pool:
+        space = pool.ledger.space()
+        return admin_pb2.Pool(
+            name=pool.name,
+            directory=pool.store.directory,
+            uuid=pool.store.identity.pool_uuid,
+            filesystem=pool.filesystem_name,
+            reflink=pool.images.can_reflink,
+            overcommit=pool.overcommit,
+            size_bytes=space.total_bytes,
+            available_bytes=space.available_bytes,
+            reserve_bytes=Ledger.reserve_bytes(space),
+            promised_bytes=pool.ledger.promised_bytes,
+            grantable_bytes=pool.ledger.grantable_bytes(pool.overcommit),
+            volume_count=volume_count,
+            quarantined_count=inspection.quarantined_count(self._node, pool),
+            state="ready",
+            quota=pool.quota,
+            quota_remedy=pool.quota_remedy,
+        )
+
+
+def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
+    volume = view.volume
+    if volume is None:
+        return admin_pb2.VolumeDetail(volume_id=view.volume_id, state="quarantined", message=view.message)
+    detail = admin_pb2.VolumeDetail(
+        volume_id=volume.volume_id,
+        name=volume.name,
+        pool=volume.pool,
+        type=volume.volume_type,
+        access=volume.access_type,
+        filesystem=volume.fs_type,
+        provisioning=volume.parameters.provisioning,
+        capacity_bytes=volume.capacity_bytes,
+        allocated_bytes=view.allocated_bytes,
+        staging_paths=view.staging_paths,
+        target_paths=view.target_paths,
+        state="ready",
+        message=view.message,
+    )
+    detail.created.FromMilliseconds(int(volume.created_at * 1000))
+    return detail

@@ -1,0 +1,80 @@
+"""Answers built from values; decides nothing, except how much of a list fits into one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from csi_driver.domain import pages
+from csi_driver.domain.publishing import check_capability
+from csi_driver.errors import HostvolError, InvalidField
+from csi_driver.model import Usage, Volume
+from csi_driver.pb import csi_pb2
+from csi_driver.rpc import parameters, parsing
+
+# Clients accept 4 MiB; a larger answer reaches them as RESOURCE_EXHAUSTED, which a provisioner takes for a full disk.
+_PAGE_BYTES = 3 << 20
+
+
+def volume(held: Volume, topology: Mapping[str, str]) -> csi_pb2.Volume:
+    """The volume as the protocol tells it."""
+    message = csi_pb2.Volume(
+        capacity_bytes=held.capacity_bytes, volume_id=held.volume_id, volume_context=volume_context(held)
+    )
+    message.accessible_topology.add().segments.update(topology)
+    return message
+
+
+def volume_context(held: Volume) -> dict[str, str]:
+    """What a PV says about its volume, for people; Node calls compare it with the record."""
+    return {"type": held.volume_type.value, "pool": held.pool}
+
+
+def check_volume_context(held: Volume, given: Mapping[str, str]) -> None:
+    """Refuse a context that contradicts the record; keys of others (sidecars, kubelet) are ignored.
+
+    Raises: InvalidField naming the key.
+    """
+    for key, value in volume_context(held).items():
+        if given.get(key, value) != value:
+            raise InvalidField(f"volume_context.{key}", given[key], f"{value!r}, as the volume was created")
+
+
+def volume_page(volumes: Iterable[csi_pb2.Volume], *, complete: bool) -> csi_pb2.ListVolumesResponse:
+    """One page of at most 3 MiB; `complete` says that nothing follows the last of `volumes`."""
+    response = csi_pb2.ListVolumesResponse()
+    size = 0
+    for message in volumes:
+        size += message.ByteSize() + 8
+        if size > _PAGE_BYTES:
+            complete = False
+            break
+        response.entries.add().volume.CopyFrom(message)
+    if response.entries and not complete:
+        response.next_token = pages.token_after(response.entries[-1].volume.volume_id)
+    return response
+
+
+def usage(found: Usage) -> csi_pb2.NodeGetVolumeStatsResponse:
+    """Statistics in bytes, and in inodes where the volume has them."""
+    response = csi_pb2.NodeGetVolumeStatsResponse()
+    entry = response.usage.add(unit=csi_pb2.VolumeUsage.BYTES, total=found.total_bytes)
+    entry.used, entry.available = found.used_bytes, found.available_bytes
+    if found.total_inodes:
+        entry = response.usage.add(unit=csi_pb2.VolumeUsage.INODES, total=found.total_inodes)
+        entry.used, entry.available = found.used_inodes, found.available_inodes
+    return response
+
+
+def refusal_of(held: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest) -> str:
+    """Why the volume does not have what is asked, in words; empty when it has."""
+    try:
+        check_volume_context(held, request.volume_context)
+        for capability in parsing.capabilities(request.volume_capabilities):
+            check_capability(held, capability)
+        if request.mutable_parameters:
+            return "mutable_parameters: none can be changed"
+        if request.parameters and parameters.parse(request.parameters, held.access_type) != held.parameters:
+            return "parameters: the volume was created with others"
+    except HostvolError as cause:
+        return str(cause)
+    return ""

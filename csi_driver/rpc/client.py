@@ -1,0 +1,162 @@
+"""The driver's RPCs for our own command line, over its UNIX socket; answers come as plain dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from csi_driver.errors import CallFailed
+from csi_driver.model import AccessMode
+from csi_driver.pb import admin_pb2, csi_pb2
+from csi_driver.rpc import endpoint
+from csi_driver.rpc.edge import message_class
+
+_SECONDS = 600.0
+
+
+class Client:
+    """One connection; every method raises CallFailed with the driver's own words."""
+
+    def __init__(self, endpoint_url: str) -> None:
+        self._path = endpoint.socket_path(endpoint_url)
+        # The name in front of a UNIX socket means nothing, but an unset authority is the percent-encoded path.
+        self._channel = grpc.insecure_channel(f"unix:{self._path}", options=[("grpc.default_authority", "localhost")])
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def pools(self) -> list[dict[str, Any]]:
+        """Every pool with its numbers."""
+        return [plain(pool) for pool in self._admin("ListPools", admin_pb2.ListPoolsRequest()).pools]
+
+    def volumes(self) -> Iterator[dict[str, Any]]:
+        """Every volume, page by page."""
+        token = ""
+        while True:
+            page = self._admin("ListVolumes", admin_pb2.ListVolumesRequest(starting_token=token))
+            yield from (plain(volume) for volume in page.volumes)
+            token = page.next_token
+            if not token:
+                return
+
+    def volume(self, volume_id: str) -> dict[str, Any]:
+        """One volume by its id."""
+        return plain(self._admin("GetVolume", admin_pb2.GetVolumeRequest(volume_id=volume_id)))
+
+    def create_volume(
+        self,
+        name: str,
+        *,
+        required_bytes: int,
+        limit_bytes: int,
+        block: bool,
+        fs_type: str,
+        mount_flags: Sequence[str],
+        parameters: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """CreateVolume; the answer is the volume as the protocol tells it."""
+        request = csi_pb2.CreateVolumeRequest(name=name, parameters=parameters)
+        if required_bytes or limit_bytes:
+            request.capacity_range.required_bytes = required_bytes
+            request.capacity_range.limit_bytes = limit_bytes
+        request.volume_capabilities.append(_capability(block, fs_type, mount_flags))
+        return plain(self._csi("Controller", "CreateVolume", request).volume)
+
+    def delete_volume(self, volume_id: str) -> None:
+        """DeleteVolume."""
+        self._csi("Controller", "DeleteVolume", csi_pb2.DeleteVolumeRequest(volume_id=volume_id))
+
+    def stage(self, volume_id: str, path: str, *, block: bool, mount_flags: Sequence[str]) -> None:
+        """NodeStageVolume."""
+        request = csi_pb2.NodeStageVolumeRequest(volume_id=volume_id, staging_target_path=path)
+        request.volume_capability.CopyFrom(_capability(block, "", mount_flags))
+        self._csi("Node", "NodeStageVolume", request)
+
+    def publish(
+        self,
+        volume_id: str,
+        staging: str,
+        target: str,
+        *,
+        block: bool,
+        mount_flags: Sequence[str],
+        read_only: bool,
+    ) -> None:
+        """NodePublishVolume."""
+        request = csi_pb2.NodePublishVolumeRequest(
+            volume_id=volume_id, staging_target_path=staging, target_path=target, readonly=read_only
+        )
+        request.volume_capability.CopyFrom(_capability(block, "", mount_flags))
+        self._csi("Node", "NodePublishVolume", request)
+
+    def unpublish(self, volume_id: str, target: str) -> None:
+        """NodeUnpublishVolume."""
+        request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=target)
+        self._csi("Node", "NodeUnpublishVolume", request)
+
+    def unstage(self, volume_id: str, path: str) -> None:
+        """NodeUnstageVolume."""
+        request = csi_pb2.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=path)
+        self._csi("Node", "NodeUnstageVolume", request)
+
+    def _csi(self, service: str, method: str, request: Message) -> Any:
+        return self._call(csi_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[method], request)
+
+    def _admin(self, method: str, request: Message) -> Any:
+        return self._call(admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name[method], request)
+
+    def _call(self, method: MethodDescriptor, request: Message) -> Any:
+        invoke = self._channel.unary_unary(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=message_class(method.output_type).FromString,
+        )
+        try:
+            return invoke(request, timeout=_SECONDS)
+        except grpc.RpcError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: grpc.RpcError) -> CallFailed:
+        code, details = error.code(), error.details() or "no reason given"
+        if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+            return CallFailed(
+                code.name,
+                f"no driver answers on {self._path}: start it with `hostvol node`, or give --endpoint",
+            )
+        return CallFailed(code.name, details)
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as names and values, unset fields included; times in ISO 8601."""
+    return {field.name: _value(field, getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def _value(field: Any, value: Any) -> Any:
+    if field.type != FieldDescriptor.TYPE_MESSAGE:
+        return list(value) if field.is_repeated else value
+    if field.message_type.GetOptions().map_entry:
+        return dict(value)
+    if field.is_repeated:
+        return [plain(item) for item in value]
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    return plain(value)
+
+
+def _mode() -> csi_pb2.VolumeCapability.AccessMode:
+    return csi_pb2.VolumeCapability.AccessMode(mode=AccessMode.SINGLE_NODE_MULTI_WRITER.value)
+
+
+def _capability(block: bool, fs_type: str, mount_flags: Sequence[str]) -> csi_pb2.VolumeCapability:
+    capability = csi_pb2.VolumeCapability(access_mode=_mode())
+    if block:
+        capability.block.SetInParent()
+    else:
+        capability.mount.fs_type = fs_type
+        capability.mount.mount_flags.extend(mount_flags)
+    return capability

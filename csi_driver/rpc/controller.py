@@ -1,0 +1,107 @@
+"""CSI Controller for the volumes of one node: parse, call the domain, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from csi_driver.domain import capacity, pages
+from csi_driver.domain.node import Node
+from csi_driver.errors import InvalidField
+from csi_driver.model import Volume
+from csi_driver.pb import csi_pb2
+from csi_driver.rpc import answers, parsing
+from csi_driver.rpc.edge import Call
+
+_Type = csi_pb2.ControllerServiceCapability.RPC
+_CAPABILITIES = (
+    _Type.CREATE_DELETE_VOLUME,
+    _Type.LIST_VOLUMES,
+    _Type.GET_CAPACITY,
+    _Type.GET_VOLUME,
+    _Type.SINGLE_NODE_MULTI_WRITER,
+)
+
+
+class ControllerServicer:
+    """Spec: Controller Service RPC."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def CreateVolume(self, request: csi_pb2.CreateVolumeRequest, call: Call) -> csi_pb2.CreateVolumeResponse:
+        spec = parsing.spec(request)
+        here = self._includes_this_node(request.accessibility_requirements)
+        volume = self._node.volumes.create(spec, call.deadline, is_accessible=here)
+        return csi_pb2.CreateVolumeResponse(volume=self._volume(volume))
+
+    def DeleteVolume(self, request: csi_pb2.DeleteVolumeRequest, call: Call) -> csi_pb2.DeleteVolumeResponse:
+        self._node.volumes.delete(parsing.volume_id(request.volume_id), call.deadline)
+        return csi_pb2.DeleteVolumeResponse()
+
+    def ValidateVolumeCapabilities(
+        self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, call: Call
+    ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        if not request.volume_capabilities:
+            parsing.capabilities(request.volume_capabilities)
+        volume = self._node.catalogue.get(volume_id)
+        refusal = answers.refusal_of(volume, request)
+        if refusal:
+            return csi_pb2.ValidateVolumeCapabilitiesResponse(message=refusal)
+        return csi_pb2.ValidateVolumeCapabilitiesResponse(
+            confirmed=csi_pb2.ValidateVolumeCapabilitiesResponse.Confirmed(
+                volume_context=request.volume_context,
+                volume_capabilities=request.volume_capabilities,
+                parameters=request.parameters,
+            )
+        )
+
+    def ListVolumes(self, request: csi_pb2.ListVolumesRequest, call: Call) -> csi_pb2.ListVolumesResponse:
+        volumes, complete = pages.page(
+            self._node.catalogue, parsing.max_entries(request.max_entries), request.starting_token
+        )
+        return answers.volume_page((self._volume(volume) for volume in volumes), complete=complete)
+
+    def ControllerGetVolume(
+        self, request: csi_pb2.ControllerGetVolumeRequest, call: Call
+    ) -> csi_pb2.ControllerGetVolumeResponse:
+        volume = self._node.catalogue.get(parsing.volume_id(request.volume_id))
+        return csi_pb2.ControllerGetVolumeResponse(
+            volume=self._volume(volume), status=csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
+        )
+
+    def GetCapacity(self, request: csi_pb2.GetCapacityRequest, call: Call) -> csi_pb2.GetCapacityResponse:
+        access_type, fs_type, values = parsing.capacity_question(request)
+        if request.HasField("accessible_topology") and not self._is_this_node([request.accessible_topology]):
+            return csi_pb2.GetCapacityResponse(available_capacity=0)
+        found = capacity.ask(self._node.pools, access_type, fs_type, values)
+        response = csi_pb2.GetCapacityResponse(available_capacity=found.available_bytes)
+        response.maximum_volume_size.value = found.maximum_bytes
+        response.minimum_volume_size.value = found.minimum_bytes
+        return response
+
+    def ControllerGetCapabilities(
+        self, request: csi_pb2.ControllerGetCapabilitiesRequest, call: Call
+    ) -> csi_pb2.ControllerGetCapabilitiesResponse:
+        response = csi_pb2.ControllerGetCapabilitiesResponse()
+        for capability in _CAPABILITIES:
+            response.capabilities.add().rpc.type = capability
+        return response
+
+    def _volume(self, volume: Volume) -> csi_pb2.Volume:
+        return answers.volume(volume, self._node.topology)
+
+    def _includes_this_node(self, requirement: csi_pb2.TopologyRequirement) -> bool:
+        """Whether a volume here satisfies the requirement: without requisite topologies any place does."""
+        if requirement.requisite:
+            return self._is_this_node(requirement.requisite)
+        return True
+
+    def _is_this_node(self, topologies: Iterable[csi_pb2.Topology]) -> bool:
+        own = self._node.topology
+        for topology in topologies:
+            if not topology.segments:
+                raise InvalidField("topology.segments", "nothing", f"the segment {next(iter(own))}")
+            if all(own.get(key) == value for key, value in topology.segments.items()):
+                return True
+        return False

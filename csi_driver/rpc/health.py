@@ -1,0 +1,88 @@
+"""Metrics and health over HTTP for probes and scrapers; knows no volume.
+
+/metrics  Prometheus text    /healthz  200 while the process answers    /readyz  200 once volumes are served
+"""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+
+from csi_driver.errors import InvalidField
+from csi_driver.metrics import CONTENT_TYPE, Metrics
+
+_TEXT = "text/plain; charset=utf-8"
+_TIMEOUT_SECONDS = 30.0
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[V6]:PORT` or `:PORT` as a pair.
+
+    Raises: InvalidField.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise InvalidField("http-address", address, "HOST:PORT, for example 127.0.0.1:9808")
+    return host.strip("[]"), int(port)
+
+
+class HealthServer:
+    """Owner of the HTTP listener and its threads."""
+
+    def __init__(self, address: str, metrics: Metrics, is_ready: Callable[[], bool]) -> None:
+        """Listen; serve from `start`.
+
+        Raises: InvalidField; OSError when the address cannot be bound.
+        """
+        self._server = _Listener(parse_address(address), _handler(metrics, is_ready))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, also when 0 was asked for."""
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Listener(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+
+def _handler(metrics: Metrics, is_ready: Callable[[], bool]) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = _TIMEOUT_SECONDS
+        server_version = "hostvol"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(HTTPStatus.OK, CONTENT_TYPE, metrics.exposition())
+            elif path == "/healthz":
+                self._answer(HTTPStatus.OK, _TEXT, b"ok\n")
+            elif path == "/readyz":
+                ready = is_ready()
+                status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+                self._answer(status, _TEXT, b"ready\n" if ready else b"starting\n")
+            else:
+                self._answer(HTTPStatus.NOT_FOUND, _TEXT, b"known paths: /metrics /healthz /readyz\n")
+
+        def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Scrapes are not worth a line each."""
+
+    return Handler

@@ -1,0 +1,37 @@
+"""CSI Identity: who this is, what it can do, whether it serves; answers in constant time whatever hangs elsewhere."""
+
+from __future__ import annotations
+
+from csi_driver import __version__
+from csi_driver.domain.node import Node
+from csi_driver.pb import csi_pb2
+from csi_driver.rpc.edge import Call
+
+_SERVICES = (
+    csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE,
+    csi_pb2.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+)
+
+
+class IdentityServicer:
+    """Spec: Identity Service RPC."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def GetPluginInfo(self, request: csi_pb2.GetPluginInfoRequest, call: Call) -> csi_pb2.GetPluginInfoResponse:
+        return csi_pb2.GetPluginInfoResponse(name=self._node.driver_name, vendor_version=__version__)
+
+    def GetPluginCapabilities(
+        self, request: csi_pb2.GetPluginCapabilitiesRequest, call: Call
+    ) -> csi_pb2.GetPluginCapabilitiesResponse:
+        response = csi_pb2.GetPluginCapabilitiesResponse()
+        for service in _SERVICES:
+            response.capabilities.add().service.type = service
+        return response
+
+    def Probe(self, request: csi_pb2.ProbeRequest, call: Call) -> csi_pb2.ProbeResponse:
+        # While starting: not ready, without an error, since sidecars exit at an error.
+        response = csi_pb2.ProbeResponse()
+        response.ready.value = self._node.is_ready
+        return response

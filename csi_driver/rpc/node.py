@@ -1,0 +1,72 @@
+"""CSI Node: parse, call the domain, answer."""
+
+from __future__ import annotations
+
+from csi_driver.domain.node import Node
+from csi_driver.pb import csi_pb2
+from csi_driver.rpc import answers, parsing
+from csi_driver.rpc.edge import Call
+
+_Type = csi_pb2.NodeServiceCapability.RPC
+_CAPABILITIES = (_Type.STAGE_UNSTAGE_VOLUME, _Type.GET_VOLUME_STATS, _Type.SINGLE_NODE_MULTI_WRITER)
+
+
+class NodeServicer:
+    """Spec: Node Service RPC."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def NodeStageVolume(self, request: csi_pb2.NodeStageVolumeRequest, call: Call) -> csi_pb2.NodeStageVolumeResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        path = parsing.path("staging_target_path", request.staging_target_path)
+        capability = parsing.staging_capability(request)
+        answers.check_volume_context(self._node.catalogue.get(volume_id), request.volume_context)
+        self._node.publishing.stage(volume_id, path, capability, call.deadline)
+        return csi_pb2.NodeStageVolumeResponse()
+
+    def NodeUnstageVolume(
+        self, request: csi_pb2.NodeUnstageVolumeRequest, call: Call
+    ) -> csi_pb2.NodeUnstageVolumeResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        path = parsing.path("staging_target_path", request.staging_target_path)
+        self._node.publishing.unstage(volume_id, path, call.deadline)
+        return csi_pb2.NodeUnstageVolumeResponse()
+
+    def NodePublishVolume(
+        self, request: csi_pb2.NodePublishVolumeRequest, call: Call
+    ) -> csi_pb2.NodePublishVolumeResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        publication = parsing.publication(request)
+        answers.check_volume_context(self._node.catalogue.get(volume_id), request.volume_context)
+        self._node.publishing.publish(volume_id, request.staging_target_path, publication, call.deadline)
+        return csi_pb2.NodePublishVolumeResponse()
+
+    def NodeUnpublishVolume(
+        self, request: csi_pb2.NodeUnpublishVolumeRequest, call: Call
+    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        path = parsing.path("target_path", request.target_path)
+        self._node.publishing.unpublish(volume_id, path, call.deadline)
+        return csi_pb2.NodeUnpublishVolumeResponse()
+
+    def NodeGetVolumeStats(
+        self, request: csi_pb2.NodeGetVolumeStatsRequest, call: Call
+    ) -> csi_pb2.NodeGetVolumeStatsResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        path = parsing.path("volume_path", request.volume_path)
+        usage = self._node.publishing.usage(volume_id, path, call.deadline)
+        return answers.usage(usage)
+
+    def NodeGetCapabilities(
+        self, request: csi_pb2.NodeGetCapabilitiesRequest, call: Call
+    ) -> csi_pb2.NodeGetCapabilitiesResponse:
+        response = csi_pb2.NodeGetCapabilitiesResponse()
+        for capability in _CAPABILITIES:
+            response.capabilities.add().rpc.type = capability
+        return response
+
+    def NodeGetInfo(self, request: csi_pb2.NodeGetInfoRequest, call: Call) -> csi_pb2.NodeGetInfoResponse:
+        response = csi_pb2.NodeGetInfoResponse(node_id=self._node.node_id)
+        response.accessible_topology.segments.update(self._node.topology)
+        return response

@@ -1,0 +1,139 @@
+"""StorageClass parameters parsed and judged: an unknown key is refused by name; knows no pool's state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+from csi_driver.errors import InvalidField
+from csi_driver.linux import filesystem
+from csi_driver.model import (
+    AccessType,
+    PoolName,
+    Provisioning,
+    QuotaPolicy,
+    VolumeCapability,
+    VolumeParameters,
+    VolumeType,
+)
+
+# Keys under this prefix are the sidecars' own; those that we do not know are ignored.
+_SIDECAR_PREFIX: Final = "csi.storage.k8s.io/"
+_KEYS: Final = ("type", "pool", "provisioning", "mkfsOptions", "quota", "retention", "blockSize")
+_POOL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ZERO_DURATION: Final = re.compile(r"0+(\.0+)?(ns|us|ms|s|m|h|d)?")
+_BLOCK_SIZES: Final = {"4096": 4096, "512": 512}
+_FILESYSTEMS: Final = ", ".join(filesystem.FILESYSTEMS)
+_DEFAULT_FILESYSTEM: Final = "ext4"
+
+Choice = TypeVar("Choice", VolumeType, Provisioning, QuotaPolicy)
+
+
+def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters:
+    """The parameters of a class, defaults filled in.
+
+    Raises: InvalidField naming the key, the value and what is allowed.
+    """
+    own = {key: value for key, value in given.items() if not key.startswith(_SIDECAR_PREFIX)}
+    for key, value in own.items():
+        if key not in _KEYS:
+            raise InvalidField(f"parameters.{key}", value, f"no such parameter; known are {', '.join(_KEYS)}")
+    volume_type = _choice("type", own, VolumeType.IMAGE)
+    _check_type(volume_type, own, access_type)
+    _check_retention(own.get("retention", "0s"))
+    return VolumeParameters(
+        volume_type=volume_type,
+        pool=_pool(own.get("pool", "default")),
+        provisioning=_choice("provisioning", own, Provisioning.THIN),
+        mkfs_options=own.get("mkfsOptions", ""),
+        quota=_choice("quota", own, QuotaPolicy.REQUIRED),
+        block_size=_block_size(own.get("blockSize", "4096"), access_type),
+    )
+
+
+def filesystem_of(values: VolumeParameters, access_type: AccessType, fs_type: str) -> str:
+    """The filesystem of an image, ext4 unless another is asked; empty where the volume has none of its own.
+
+    Raises: InvalidField.
+    """
+    if values.volume_type is VolumeType.DIRECTORY and fs_type:
+        raise InvalidField(
+            "volume_capabilities.mount.fs_type",
+            fs_type,
+            "nothing with type directory: it shows the pool's filesystem",
+        )
+    if values.volume_type is VolumeType.DIRECTORY or access_type is AccessType.BLOCK:
+        return ""
+    if fs_type and fs_type not in filesystem.FILESYSTEMS:
+        raise InvalidField("volume_capabilities.mount.fs_type", fs_type, _FILESYSTEMS)
+    return fs_type or _DEFAULT_FILESYSTEM
+
+
+def check_mkfs_options(values: VolumeParameters, fs_type: str) -> None:
+    """Refuse options that mkfs must not be given.
+
+    Raises: InvalidField.
+    """
+    if not values.mkfs_options:
+        return
+    if not fs_type:
+        raise InvalidField("parameters.mkfsOptions", values.mkfs_options, "only for an image with a filesystem")
+    try:
+        filesystem.parse_mkfs_options(filesystem.FILESYSTEMS[fs_type], values.mkfs_options)
+    except ValueError as cause:
+        raise InvalidField("parameters.mkfsOptions", values.mkfs_options, str(cause)) from cause
+
+
+def check_mount_flags(fs_type: str, capability: VolumeCapability, field: str) -> None:
+    """Refuse mount flags that the volume could not be staged with later.
+
+    Raises: InvalidField.
+    """
+    if capability.access_type is AccessType.BLOCK:
+        return
+    try:
+        filesystem.check_mount_options(fs_type or None, capability.mount_flags)
+    except ValueError as cause:
+        raise InvalidField(f"{field}.mount.mount_flags", " ".join(capability.mount_flags), str(cause)) from cause
+
+
+def _check_type(volume_type: VolumeType, own: Mapping[str, str], access_type: AccessType) -> None:
+    if volume_type is VolumeType.DIRECTORY:
+        if access_type is AccessType.BLOCK:
+            raise InvalidField("parameters.type", volume_type, "image for a raw block volume")
+        only_for_images = [key for key in ("provisioning", "mkfsOptions", "blockSize") if key in own]
+        if only_for_images:
+            key = only_for_images[0]
+            raise InvalidField(f"parameters.{key}", own[key], "only with type image")
+    elif "quota" in own:
+        raise InvalidField("parameters.quota", own["quota"], "only with type directory: an image has a hard size")
+
+
+def _check_retention(value: str) -> None:
+    if not _ZERO_DURATION.fullmatch(value):
+        raise InvalidField("parameters.retention", value, "0s: this version keeps no deleted volumes")
+
+
+def _pool(value: str) -> PoolName:
+    if not _POOL.fullmatch(value):
+        raise InvalidField("parameters.pool", value, "lower-case letters, digits and '-', at most 63")
+    return PoolName(value)
+
+
+def _block_size(value: str, access_type: AccessType) -> int:
+    if value not in _BLOCK_SIZES:
+        raise InvalidField("parameters.blockSize", value, "4096 or 512")
+    if access_type is not AccessType.BLOCK and value != "4096":
+        raise InvalidField("parameters.blockSize", value, "4096 except for raw block volumes")
+    return _BLOCK_SIZES[value]
+
+
+def _choice(key: str, own: Mapping[str, str], default: Choice) -> Choice:
+    value = own.get(key)
+    if value is None:
+        return default
+    try:
+        return type(default)(value)
+    except ValueError as cause:
+        raise InvalidField(f"parameters.{key}", value, ", ".join(type(default))) from cause

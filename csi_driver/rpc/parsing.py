@@ -1,0 +1,175 @@
+"""Requests turned into values: behind here no protobuf and no unchecked string exists; decides nothing about volumes.
+
+Every refusal names the field as the request spells it, what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Final
+
+from csi_driver.errors import InvalidField, MissingField
+from csi_driver.model import (
+    AccessMode,
+    AccessType,
+    CapacityRange,
+    Publication,
+    VolumeCapability,
+    VolumeParameters,
+    VolumeSpec,
+)
+from csi_driver.pb import csi_pb2
+from csi_driver.rpc import parameters as class_parameters
+
+_MODES: Final = {csi_pb2.VolumeCapability.AccessMode.Mode.Value(mode.value): mode for mode in AccessMode}
+_ALLOWED_MODES: Final = ", ".join(AccessMode)
+_MAX_INT64: Final = (1 << 63) - 1
+# The same as the orchestrators' own: ids and names go into logs and messages, never into paths.
+_UNPRINTABLE: Final = frozenset({"Cc", "Cs", "Cn"})
+_VOLUME_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def name(value: str) -> str:
+    """The idempotency key of a create: any text without control characters."""
+    _require("name", value)
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
+        raise InvalidField("name", value, "text without control characters")
+    return value
+
+
+def volume_id(value: str) -> str:
+    """An id as a caller gives it; it is only ever looked up."""
+    _require("volume_id", value)
+    if not _VOLUME_ID.fullmatch(value):
+        raise InvalidField("volume_id", value, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    return value
+
+
+def path(field: str, value: str) -> str:
+    """A path that must be given; it is judged when it is opened."""
+    return _require(field, value)
+
+
+def capacity_range(request: csi_pb2.CapacityRange) -> CapacityRange:
+    """The range that is asked, in bytes."""
+    required, limit = request.required_bytes, request.limit_bytes
+    for field, value in (("required_bytes", required), ("limit_bytes", limit)):
+        if value < 0:
+            raise InvalidField(f"capacity_range.{field}", value, f"0 to {_MAX_INT64}")
+    if limit and required > limit:
+        raise InvalidField("capacity_range.required_bytes", required, f"at most limit_bytes ({limit})")
+    return CapacityRange(required, limit)
+
+
+def capability(request: csi_pb2.VolumeCapability, field: str = "volume_capability") -> VolumeCapability:
+    """One capability with an access type and an access mode that a volume of one node can have."""
+    kind = request.WhichOneof("access_type")
+    if kind is None:
+        raise MissingField(f"{field}.access_type")
+    mode = _MODES.get(request.access_mode.mode)
+    if mode is None:
+        if not request.access_mode.mode:
+            raise MissingField(f"{field}.access_mode")
+        given = _mode_name(request.access_mode.mode)
+        raise InvalidField(f"{field}.access_mode", given, f"{_ALLOWED_MODES} (a volume lives on one node)")
+    if kind == "block":
+        return VolumeCapability(AccessType.BLOCK, mode)
+    mount = request.mount
+    if mount.volume_mount_group:
+        raise InvalidField(
+            f"{field}.mount.volume_mount_group",
+            mount.volume_mount_group,
+            "nothing: VOLUME_MOUNT_GROUP is not offered",
+        )
+    return VolumeCapability(AccessType.MOUNT, mode, mount.fs_type, tuple(mount.mount_flags))
+
+
+def capabilities(requests: Sequence[csi_pb2.VolumeCapability]) -> list[VolumeCapability]:
+    """All capabilities of a request, at least one, all for one access type and one filesystem."""
+    if not requests:
+        raise MissingField("volume_capabilities")
+    parsed = [capability(request, f"volume_capabilities[{index}]") for index, request in enumerate(requests)]
+    for index, other in enumerate(parsed):
+        if (other.access_type, other.fs_type) != (parsed[0].access_type, parsed[0].fs_type):
+            raise InvalidField(
+                f"volume_capabilities[{index}]",
+                other.access_type,
+                "one access type and fs_type for all of a volume",
+            )
+    return parsed
+
+
+def spec(request: csi_pb2.CreateVolumeRequest) -> VolumeSpec:
+    """What a CreateVolume asks for.
+
+    Raises: InvalidField, MissingField.
+    """
+    asked_name = name(request.name)
+    if request.HasField("volume_content_source"):
+        raise InvalidField("volume_content_source", "a source", "nothing: snapshots and clones are not offered")
+    if request.mutable_parameters:
+        keys = ", ".join(sorted(request.mutable_parameters))
+        raise InvalidField("mutable_parameters", keys, "nothing: MODIFY_VOLUME is not offered")
+    asked = capabilities(request.volume_capabilities)
+    access_type, fs_type = asked[0].access_type, asked[0].fs_type
+    values = class_parameters.parse(request.parameters, access_type)
+    fs_type = class_parameters.filesystem_of(values, access_type, fs_type)
+    class_parameters.check_mkfs_options(values, fs_type)
+    for index, one in enumerate(asked):
+        class_parameters.check_mount_flags(fs_type, one, f"volume_capabilities[{index}]")
+    return VolumeSpec(asked_name, capacity_range(request.capacity_range), access_type, fs_type, values)
+
+
+def publication(request: csi_pb2.NodePublishVolumeRequest) -> Publication:
+    """What a NodePublishVolume shows, and where."""
+    target = path("target_path", request.target_path)
+    asked = _required_capability(request)
+    return Publication(target, asked, request.readonly or asked.access_mode.is_read_only)
+
+
+def staging_capability(request: csi_pb2.NodeStageVolumeRequest) -> VolumeCapability:
+    """How a NodeStageVolume wants the volume."""
+    return _required_capability(request)
+
+
+def capacity_question(request: csi_pb2.GetCapacityRequest) -> tuple[AccessType, str, VolumeParameters]:
+    """For which kind of volume GetCapacity asks: access type, filesystem and parameters.
+
+    Without capabilities: a mounted filesystem, the default one.
+    """
+    asked = capabilities(request.volume_capabilities) if request.volume_capabilities else []
+    access_type = asked[0].access_type if asked else AccessType.MOUNT
+    values = class_parameters.parse(request.parameters, access_type)
+    return (
+        access_type,
+        class_parameters.filesystem_of(values, access_type, asked[0].fs_type if asked else ""),
+        values,
+    )
+
+
+def max_entries(value: int) -> int:
+    """The page size of a list; 0 leaves it to us."""
+    if value < 0:
+        raise InvalidField("max_entries", value, "0 or more")
+    return value
+
+
+def _required_capability(
+    request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodePublishVolumeRequest,
+) -> VolumeCapability:
+    if not request.HasField("volume_capability"):
+        raise MissingField("volume_capability")
+    return capability(request.volume_capability)
+
+
+def _require(field: str, value: str) -> str:
+    if not value:
+        raise MissingField(field)
+    return value
+
+
+def _mode_name(number: int) -> str:
+    known = csi_pb2.VolumeCapability.AccessMode.Mode.DESCRIPTOR.values_by_number.get(number)
+    return known.name if known is not None else str(number)

@@ -1,0 +1,70 @@
+"""The one table from failures to gRPC codes; a code is a message to the orchestrator's state machine.
+
+CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE and ABORTED mean "may still be running"; everything else is final for
+somebody. INVALID_ARGUMENT, OUT_OF_RANGE and NOT_FOUND mean infeasible: never for a passing cause. RESOURCE_EXHAUSTED
+makes the provisioner choose another node: only for a real lack of space. Spec: error tables of each RPC.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+import grpc
+
+from csi_driver import errors
+
+CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
+    errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.MissingField: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.VolumeNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.VolumeNotAtPath: grpc.StatusCode.NOT_FOUND,
+    errors.VolumeConflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.PublicationConflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.TargetOccupied: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.CapabilityExceeded: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.VolumeInUse: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotStaged: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RecordDamaged: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.VolumeBusy: grpc.StatusCode.ABORTED,
+    errors.OperationPending: grpc.StatusCode.ABORTED,
+    errors.UndoFailed: grpc.StatusCode.ABORTED,
+    errors.InvalidToken: grpc.StatusCode.ABORTED,
+    errors.CapacityOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.InsufficientCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TopologyUnsatisfiable: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.VolumeDamaged: grpc.StatusCode.INTERNAL,
+    errors.PoolRefused: grpc.StatusCode.UNAVAILABLE,
+}
+
+# What the machine lacks for the moment; the same call may succeed soon.
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY})
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """The code that tells the caller what to do next."""
+    if isinstance(error, errors.HostvolError):
+        return CODES.get(type(error), grpc.StatusCode.INTERNAL)
+    if isinstance(error, OSError):
+        return _code_of_kernel(error)
+    return grpc.StatusCode.INTERNAL
+
+
+def message_of(error: Exception) -> str:
+    """The sentence for the caller; an unforeseen failure shows its kind, and not its text, which may hold anything."""
+    if isinstance(error, errors.HostvolError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if isinstance(error.filename, str) else ""
+        return f"the kernel refused: {error.strerror or error}{where}"
+    return f"unforeseen {type(error).__name__}; the driver's log has the details"
+
+
+def _code_of_kernel(error: OSError) -> grpc.StatusCode:
+    if error.errno in _NO_SPACE:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+    if error.errno in _PASSING:
+        return grpc.StatusCode.UNAVAILABLE
+    return grpc.StatusCode.INTERNAL

@@ -1,0 +1,1 @@
+"""What is remembered on disk: the identity of a pool and one durable record per object."""

@@ -1,0 +1,187 @@
+"""The directory of a pool: its identity, its rooms, and the moves between them; knows no kernel beyond files.
+
+<pool>/hostvol-pool.json   identity; without it the directory is refused, so an unmounted disk is never written to
+       volumes/<id>/       live objects: record.json beside disk.img or data/
+       trash/<id>@<time>/  deleted objects on their way out
+       templates/          formatted images that new ones are cloned from; can be rebuilt at any time
+       tmp/                objects being built; emptied at start
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi_driver.errors import PoolRefused, RecordDamaged
+from csi_driver.faults import crash_point
+from csi_driver.store import durable, records
+
+IDENTITY = "hostvol-pool.json"
+VOLUMES, TRASH, TEMPLATES, TMP = "volumes", "trash", "templates", "tmp"
+_ROOMS = (VOLUMES, TRASH, TEMPLATES, TMP)
+_LIMIT_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PoolIdentity:
+    """What `hostvol-pool.json` says."""
+
+    pool_uuid: str
+    driver_name: str
+
+
+def initialise(directory: str, driver_name: str) -> PoolIdentity:
+    """Make `directory` a pool, or find that it is one already. Idempotent.
+
+    Raises: PoolRefused when it belongs to another driver, is not empty, or is not a directory; OSError.
+    """
+    Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = durable.open_directory(directory)
+    try:
+        identity = _identity_if_there(root, directory)
+        if identity is None:
+            identity = _write_identity(root, directory, driver_name)
+        _check_driver(identity, directory, driver_name)
+        return identity
+    finally:
+        os.close(root)
+
+
+def _write_identity(root: int, directory: str, driver_name: str) -> PoolIdentity:
+    # An earlier attempt that was cut short may have left the rooms or the temporary file of the identity.
+    expected = {"lost+found", f"{IDENTITY}.new", *_ROOMS}
+    strangers = [name for name in os.listdir(root) if name not in expected]
+    if strangers:
+        raise PoolRefused(directory, f"it is not empty ({strangers[0]!r}); a new pool needs an empty directory")
+    os.fchmod(root, 0o700)
+    for room in _ROOMS:
+        durable.ensure_directory(root, room)
+    identity = PoolIdentity(str(uuid.uuid4()), driver_name)
+    body = {"uuid": identity.pool_uuid, "driver": driver_name, "created_at": time.time()}
+    durable.replace(root, IDENTITY, records.seal("pool", body))
+    return identity
+
+
+def _identity_if_there(root: int, directory: str) -> PoolIdentity | None:
+    where = f"{directory}/{IDENTITY}"
+    try:
+        content = durable.read_small(root, IDENTITY, limit_bytes=_LIMIT_BYTES)
+        body = records.unseal(content, "pool", where)
+        return PoolIdentity(str(body["uuid"]), str(body["driver"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, RecordDamaged) as cause:
+        raise PoolRefused(directory, f"its identity file {IDENTITY} is damaged: {cause}") from cause
+
+
+def _check_driver(identity: PoolIdentity, directory: str, driver_name: str) -> None:
+    if identity.driver_name != driver_name:
+        raise PoolRefused(
+            directory,
+            f"it belongs to the driver {identity.driver_name}; start with --driver-name of that name",
+        )
+
+
+class PoolDirectory:
+    """Owner of the descriptors of one pool's rooms; every object is named relative to them."""
+
+    def __init__(self, directory: str, driver_name: str) -> None:
+        """Open the pool.
+
+        Raises: PoolRefused when the identity is missing, damaged or another driver's; OSError.
+        """
+        try:
+            self.root_fd = durable.open_directory(directory)
+        except OSError as cause:
+            raise PoolRefused(directory, f"cannot be opened: {cause.strerror}") from cause
+        self.directory = os.path.realpath(directory)
+        try:
+            self.identity = self._checked_identity(driver_name)
+            self.volumes_fd, self.trash_fd, self.templates_fd, self.tmp_fd = (self._open_room(room) for room in _ROOMS)
+        except BaseException:
+            os.close(self.root_fd)
+            raise
+        self.device = os.fstat(self.root_fd).st_dev
+
+    def close(self) -> None:
+        """Close every descriptor; the object is unusable afterwards."""
+        for descriptor in (self.volumes_fd, self.trash_fd, self.templates_fd, self.tmp_fd, self.root_fd):
+            os.close(descriptor)
+
+    def path_of(self, volume_id: str) -> str:
+        """The absolute path of a live object's directory, for messages and for tools that take only paths."""
+        return f"{self.directory}/{VOLUMES}/{volume_id}"
+
+    def building_path(self, object_id: str) -> str:
+        """The absolute path of an object that is being built."""
+        return f"{self.directory}/{TMP}/{object_id}"
+
+    def begin(self, object_id: str) -> int:
+        """Make the directory of an object that is being built; the caller closes the descriptor.
+
+        Idempotent in effect: what an earlier attempt left there is the caller's to remove first.
+        """
+        os.mkdir(object_id, 0o700, dir_fd=self.tmp_fd)
+        return durable.open_directory(object_id, dir_fd=self.tmp_fd)
+
+    def commit(self, object_id: str, object_fd: int) -> None:
+        """Give a finished object its place, whole and durable, in one rename."""
+        os.fsync(object_fd)
+        crash_point("commit.object_synced")
+        self._move(object_id, self.tmp_fd, object_id, self.volumes_fd)
+
+    def discard(self, volume_id: str) -> str:
+        """Move a live object to the trash, durably; returns its name there."""
+        name = f"{volume_id}@{int(time.time())}"
+        self._move(volume_id, self.volumes_fd, name, self.trash_fd)
+        return name
+
+    def volume_names(self) -> Iterator[str]:
+        """The names of all directories under `volumes/`, in no order."""
+        with os.scandir(self.volumes_fd) as entries:
+            for entry in entries:
+                yield entry.name
+
+    def leftovers(self) -> list[tuple[int, str]]:
+        """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
+        return [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
+
+    def has_identity(self) -> bool:
+        """Whether the path still leads to this pool: an unmounted or replaced directory does not."""
+        try:
+            found = os.stat(f"{self.directory}/{IDENTITY}", follow_symlinks=False)
+            held = os.stat(IDENTITY, dir_fd=self.root_fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
+    @staticmethod
+    def _move(source: str, source_fd: int, target: str, target_fd: int) -> None:
+        """Rename durably, or not at all: a rename that cannot be made durable is taken back."""
+        os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        crash_point("move.renamed")
+        try:
+            os.fsync(target_fd)
+            os.fsync(source_fd)
+        except OSError:
+            os.rename(target, source, src_dir_fd=target_fd, dst_dir_fd=source_fd)
+            raise
+
+    def _checked_identity(self, driver_name: str) -> PoolIdentity:
+        identity = _identity_if_there(self.root_fd, self.directory)
+        if identity is None:
+            raise PoolRefused(
+                self.directory,
+                f"no {IDENTITY} there. Is its disk mounted? A new pool is made by: hostvol pool init {self.directory}",
+            )
+        _check_driver(identity, self.directory, driver_name)
+        return identity
+
+    def _open_room(self, room: str) -> int:
+        if durable.ensure_directory(self.root_fd, room):
+            os.fsync(self.root_fd)
+        return durable.open_directory(room, dir_fd=self.root_fd)

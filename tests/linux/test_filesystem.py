@@ -1,0 +1,700 @@
+"""Filesystems in image files: what is made mounts, is recognised and checked; only admitted options pass.
+
+The oracles are blkid, dumpe2fs, e2fsck, stat, df and the kernel's own mount.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from csi_driver.linux import filesystem, filesystem_options, process
+from csi_driver.linux.filesystem import FILESYSTEMS
+from csi_driver.linux.mount import MountFlag
+from csi_driver.linux.process import ToolError
+from tests.image_mounts import formatted_image, mounted, new_image
+from tests.powercut import cut_power
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def output(*command: str) -> str:
+    """Return what the system's own tool says."""
+    environment = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=environment)
+    return result.stdout
+
+
+def allocated(path: str) -> int:
+    return os.stat(path).st_blocks * 512
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> tuple[str, str]:
+    """A small ext4 image and its UUID."""
+    return formatted_image(tmp_path / "disk.img", "ext4", 64 * MIB)
+
+
+# What the kernel's headers say.
+
+
+def test_the_requests_and_structures_are_those_of_the_headers() -> None:
+    assert filesystem.EXT4_IOC_GETFSUUID == 0x8008662C
+    assert filesystem.EXT4_IOC_SETFSUUID == 0x4008662C
+    assert filesystem.FSUUID.size == 24
+
+
+# Making.
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_a_made_image_has_the_type_that_was_asked_for_and_the_uuid_that_was_told(
+    tmp_path: Path, name: str
+) -> None:
+    image, identity = formatted_image(tmp_path / "disk.img", name, GIB)
+    assert output("blkid", "-p", "-s", "TYPE", "-o", "value", image).strip() == name
+    assert output("blkid", "-p", "-s", "UUID", "-o", "value", image).strip() == identity
+
+
+@pytest.mark.parametrize("name", ["ext4", "xfs"])
+def test_the_uuid_is_the_one_that_was_given(tmp_path: Path, name: str) -> None:
+    wanted = str(uuid.uuid4())
+    image = new_image(tmp_path / "disk.img", GIB)
+    assert filesystem.make(FILESYSTEMS[name], image, uuid=wanted.upper(), timeout=60) == wanted
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_no_device_of_the_machine_is_opened_to_make_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    log = tmp_path / "opened"
+    real_run = process.run
+
+    def traced(argv: list[str], *, timeout: float) -> str:
+        return real_run(["strace", "-f", "-e", "trace=open,openat", "-o", str(log), *argv], timeout=timeout)
+
+    monkeypatch.setattr(process, "run", traced)
+    formatted_image(tmp_path / "disk.img", name, GIB)
+    assert "disk.img" in log.read_text()
+    assert not re.findall(r'"/(?:dev|sys/block)[/"].*', log.read_text())
+
+
+@pytest.mark.parametrize(("name", "most"), [("ext4", 1 * MIB), ("xfs", 66 * MIB), ("btrfs", 6 * MIB)])
+def test_a_thin_image_takes_little_of_the_pool(tmp_path: Path, name: str, most: int) -> None:
+    image, _ = formatted_image(tmp_path / "disk.img", name, GIB)
+    assert allocated(image) <= most
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_a_thick_image_keeps_its_blocks(tmp_path: Path, name: str) -> None:
+    image = new_image(tmp_path / "disk.img", 320 * MIB, thick=True)
+    filesystem.make(FILESYSTEMS[name], image, uuid=str(uuid.uuid4()), timeout=60)
+    assert allocated(image) >= 320 * MIB
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_the_least_size_can_be_made_mounted_and_written(tmp_path: Path, name: str) -> None:
+    image, _ = formatted_image(tmp_path / "disk.img", name, FILESYSTEMS[name].minimum_bytes)
+    with mounted(image, name) as directory:
+        Path(directory, "file").write_bytes(b"x" * MIB)
+        assert Path(directory, "file").stat().st_size == MIB
+
+
+def test_below_the_least_size_ext4_would_have_no_journal(tmp_path: Path) -> None:
+    least = FILESYSTEMS["ext4"].minimum_bytes
+    with_journal, _ = formatted_image(tmp_path / "least.img", "ext4", least)
+    assert "has_journal" in output("dumpe2fs", "-h", with_journal)
+    without = new_image(tmp_path / "less.img", least - 4096)
+    output("mkfs.ext4", "-F", "-q", "-b", "4096", without)
+    assert "has_journal" not in output("dumpe2fs", "-h", without)
+
+
+@pytest.mark.parametrize("name", ["xfs", "btrfs"])
+def test_below_the_least_size_mkfs_refuses_and_its_reason_is_kept(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ToolError) as failure:
+        formatted_image(tmp_path / "disk.img", name, FILESYSTEMS[name].minimum_bytes - 4096)
+    assert failure.value.tool == f"mkfs.{name}"
+    assert failure.value.exit_code > 0
+    assert failure.value.stderr
+
+
+def test_ext4_has_its_journal_its_checksums_and_no_table_that_the_kernel_would_zero(
+    ext4: tuple[str, str],
+) -> None:
+    listing = output("dumpe2fs", ext4[0])
+    features = next(line for line in listing.splitlines() if line.startswith("Filesystem features:"))
+    assert set(filesystem.EXT4_FEATURES[1:]) <= set(features.split())
+    groups = [line for line in listing.splitlines() if re.match(r"Group \d", line)]
+    assert groups
+    assert all("ITABLE_ZEROED" in line for line in groups)
+    assert "Block size:               4096" in listing
+    assert "Reserved block count:     0" in listing
+
+
+def test_ext4_has_the_same_features_whatever_the_machine_prefers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ext4: tuple[str, str]
+) -> None:
+    def features(image: str) -> str:
+        lines = output("dumpe2fs", "-h", image).splitlines()
+        return next(line for line in lines if line.startswith("Filesystem features:"))
+
+    (tmp_path / "mke2fs.conf").write_text("[defaults]\n\tbase_features = sparse_super,quota,orphan_file\n")
+    config = {**process.ENVIRONMENT, "MKE2FS_CONFIG": str(tmp_path / "mke2fs.conf")}
+    monkeypatch.setattr(process, "ENVIRONMENT", config)
+    image, _ = formatted_image(tmp_path / "other.img", "ext4", 64 * MIB)
+    assert features(image) == features(ext4[0])
+
+
+def test_an_old_mkfs_ext4_is_asked_again_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    real_run = process.run
+
+    def run(argv: list[str], *, timeout: float) -> str:
+        asked.append(argv)
+        if any("assume_storage_prezeroed" in word for word in argv):
+            raise ToolError("mkfs.ext4", 1, "\nBad option(s) specified: assume_storage_prezeroed\n")
+        return real_run(argv, timeout=timeout)
+
+    monkeypatch.setattr(process, "run", run)
+    image, _ = formatted_image(tmp_path / "disk.img", "ext4", 64 * MIB)
+    assert len(asked) == 2
+    assert allocated(image) < MIB
+
+
+def test_a_file_that_does_not_hold_what_mkfs_promised_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "run", lambda *_, **__: "")
+    with pytest.raises(ToolError, match="does not hold"):
+        formatted_image(tmp_path / "disk.img", "xfs", GIB)
+
+
+def test_a_uuid_that_is_none_never_reaches_mkfs(tmp_path: Path) -> None:
+    image = new_image(tmp_path / "disk.img", 64 * MIB)
+    with pytest.raises(ValueError, match="UUID"):
+        filesystem.make(FILESYSTEMS["ext4"], image, uuid="clear", timeout=60)
+    assert allocated(image) == 0
+
+
+def test_a_link_in_place_of_the_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "run", lambda *_, **__: "")
+    (tmp_path / "link.img").symlink_to(new_image(tmp_path / "disk.img", MIB))
+    with pytest.raises(OSError, match="symbolic links"):
+        filesystem.make(FILESYSTEMS["ext4"], str(tmp_path / "link.img"), uuid=str(uuid.uuid4()), timeout=60)
+
+
+# mkfs options.
+
+ADMITTED_MKFS_OPTIONS = {
+    "ext4": [
+        "-i 8192",
+        "-I 512",
+        "-m 5",
+        "-N 4096",
+        "-L data-1",
+        "-T largefile",
+        "-J size=8",
+        "-O ^resize_inode,sparse_super2",
+        "-O large_dir,inline_data,ea_inode",
+        "-O encrypt,verity,dir_index",
+        "-O quota,project",
+        "-O orphan_file",
+        "-O fast_commit",
+        "-O ^fast_commit,^orphan_file",
+        "-E stride=16,stripe_width=64",
+        "-E packed_meta_blocks=1",
+        "-E root_owner=1000:1000",
+        "-O sparse_super2 -E num_backup_sb=1",
+    ],
+    "xfs": [
+        "-i size=1024,maxpct=10",
+        "-i sparse=1,nrext64=1",
+        "-m reflink=1,rmapbt=1",
+        "-m finobt=1,bigtime=1,inobtcount=1",
+        "-d agcount=2",
+        "-d su=64k,sw=4",
+        "-d noalign",
+        "-d cowextsize=16",
+        "-d extszinherit=16",
+        "-l size=64m,su=32k",
+        "-l size=67108864",
+        "-n size=8192",
+        "-L scratch",
+    ],
+    "btrfs": [
+        "-d single -m dup",
+        "--data=dup --metadata single",
+        "--csum xxhash",
+        "--checksum=sha256",
+        "-n 16k",
+        "--nodesize 32768",
+        "-L 'media'",
+        "--label media",
+        "-O no-holes",
+        "--features no-holes",
+        "-R free-space-tree,quota",
+        "--runtime-features quota",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, all_ in ADMITTED_MKFS_OPTIONS.items() for text in all_]
+)
+def test_an_admitted_mkfs_option_makes_a_filesystem(tmp_path: Path, name: str, text: str) -> None:
+    extra = filesystem.parse_mkfs_options(FILESYSTEMS[name], text)
+    image, identity = formatted_image(tmp_path / "disk.img", name, 2 * GIB, extra)
+    assert output("blkid", "-p", "-s", "UUID", "-o", "value", image).strip() == identity
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_every_mkfs_option_on_the_list_is_tried(name: str) -> None:
+    tried = (
+        " ".join(ADMITTED_MKFS_OPTIONS[name])
+        .replace("--data=", "--data ")
+        .replace("--checksum=", "--checksum ")
+    )
+    for option, rule in FILESYSTEMS[name].mkfs_options.items():
+        assert option in tried.split()
+        if isinstance(rule, filesystem_options.Suboptions):
+            assert all(key in tried for key in rule.rules)
+
+
+def test_a_class_may_add_features_without_taking_any_of_ours_away(tmp_path: Path) -> None:
+    extra = filesystem.parse_mkfs_options(FILESYSTEMS["ext4"], "-O inline_data -E stride=8 -m 3")
+    image, _ = formatted_image(tmp_path / "disk.img", "ext4", 64 * MIB, extra)
+    listing = output("dumpe2fs", "-h", image)
+    assert "has_journal" in listing
+    assert "inline_data" in listing
+    assert "RAID stride:              8" in listing
+    assert "Reserved block count:     491" in listing
+    assert allocated(image) < MIB
+
+
+def test_no_mkfs_options_are_no_words() -> None:
+    assert filesystem.parse_mkfs_options(FILESYSTEMS["xfs"], "  ") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("ext4", "-O ^has_journal", "-O"),
+        ("ext4", "-O ^metadata_csum", "-O"),
+        ("ext4", "-O ^metadata_csum_seed", "-O"),
+        ("ext4", "-O stable_inodes", "-O"),
+        ("ext4", "-O quota,,project", "-O"),
+        ("ext4", "-O quota,quota", "-O"),
+        ("ext4", "-O", "-O"),
+        ("ext4", "-J device=/dev/sda", "-J"),
+        ("ext4", "-E offset=1048576", "-E"),
+        ("ext4", "-E discard", "-E"),
+        ("ext4", "-E root_owner", "-E"),
+        ("ext4", "-E stride=8,root_owner=0:0:0", "-E"),
+        ("ext4", "-d /etc", "-d"),
+        ("ext4", "-U clear", "-U"),
+        ("ext4", "-b 1024", "-b"),
+        ("ext4", "-b1024", "-b1024"),
+        ("ext4", "-qi8192", "-qi8192"),
+        ("ext4", "-m 51", "-m"),
+        ("ext4", "-m 1.5", "-m"),
+        ("ext4", "-m -1", "-m"),
+        ("ext4", "-m \u0665", "-m"),
+        ("ext4", "-m 1 -m 2", "twice"),
+        ("ext4", "-m", "-m"),
+        ("ext4", "-L --help", "-L"),
+        ("ext4", "-L ''", "-L"),
+        ("ext4", "-L a/b", "-L"),
+        ("ext4", "-L 12345678901234567", "-L"),
+        ("ext4", "-L 'a\nb'", "-L"),
+        ("ext4", "/dev/sda", "/dev/sda"),
+        ("ext4", "--", "--"),
+        ("ext4", "-i 8192 99999", "99999"),
+        ("ext4", "-L 'unclosed", "split"),
+        ("ext4", "-L " + "a" * 2000, "1024 bytes"),
+        ("xfs", "-m crc=0", "-m"),
+        ("xfs", "-m uuid=00000000-0000-0000-0000-000000000000", "-m"),
+        ("xfs", "-d name=/dev/sda", "-d"),
+        ("xfs", "-d file=1,name=/etc/passwd", "-d"),
+        ("xfs", "-l logdev=/dev/sda", "-l"),
+        ("xfs", "-l size=1m", "-l"),
+        ("xfs", "-r rtdev=/dev/sda", "-r"),
+        ("xfs", "-p /etc/passwd", "-p"),
+        ("xfs", "-c options=/etc/passwd", "-c"),
+        ("xfs", "-s size=512", "-s"),
+        ("xfs", "-b size=1024", "-b"),
+        ("xfs", "-N", "-N"),
+        ("xfs", "-n size=5000", "-n"),
+        ("btrfs", "-r /etc", "-r"),
+        ("btrfs", "--rootdir=/etc", "--rootdir"),
+        ("btrfs", "-d raid0", "-d"),
+        ("btrfs", "-b 1g", "-b"),
+        ("btrfs", "-U random", "-U"),
+        ("btrfs", "-O zoned", "-O"),
+        ("btrfs", "-n 5000", "-n"),
+    ],
+)
+def test_a_mkfs_option_off_the_list_is_refused_by_name(name: str, text: str, named: str) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
+        filesystem.parse_mkfs_options(FILESYSTEMS[name], text)
+    assert named in str(refusal.value)
+
+
+# Mount options.
+
+ADMITTED_MOUNT_OPTIONS = {
+    "ext4": [
+        *("discard", "nodiscard", "delalloc", "nodelalloc", "auto_da_alloc", "noauto_da_alloc"),
+        *("dioread_lock", "dioread_nolock", "noinit_itable", "block_validity", "noblock_validity"),
+        *("barrier", "barrier=1", "data=ordered", "data=journal", "commit=1", "commit=300"),
+        *("errors=remount-ro", "errors=continue", "init_itable=10", "inode_readahead_blks=64"),
+        *(
+            "journal_ioprio=7",
+            "max_batch_time=1000",
+            "min_batch_time=10",
+            "max_dir_size_kb=1024",
+            "stripe=16",
+        ),
+    ],
+    "xfs": [
+        *("inode32", "inode64", "largeio", "nolargeio", "discard", "nodiscard", "noquota", "noalign"),
+        *("swalloc", "wsync", "filestreams", "allocsize=64k", "allocsize=1048576", "logbufs=8"),
+        *("logbsize=32k", "logbsize=262144"),
+    ],
+    "btrfs": [
+        *(
+            "ssd",
+            "nossd",
+            "ssd_spread",
+            "nossd_spread",
+            "discard",
+            "discard=async",
+            "discard=sync",
+            "nodiscard",
+        ),
+        *(
+            "autodefrag",
+            "noautodefrag",
+            "barrier",
+            "treelog",
+            "notreelog",
+            "flushoncommit",
+            "noflushoncommit",
+        ),
+        *(
+            "skip_balance",
+            "compress",
+            "compress=no",
+            "compress=zstd:3",
+            "compress=lzo",
+            "compress-force=zlib",
+        ),
+        *("compress-force", "commit=300", "max_inline=2048", "space_cache=v2", "thread_pool=4"),
+    ],
+}
+SUPERBLOCK_OPTIONS = ["lazytime", "nolazytime", "sync", "dirsync"]
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_the_kernel_takes_every_admitted_mount_option(tmp_path: Path, name: str) -> None:
+    image, _ = formatted_image(tmp_path / "disk.img", name, 320 * MIB)
+    refused = []
+    for flag in [*ADMITTED_MOUNT_OPTIONS[name], *SUPERBLOCK_OPTIONS]:
+        checked = filesystem.check_mount_options(name, [flag])
+        assert checked.options == (flag,)
+        try:
+            with mounted(image, name, checked.options):
+                pass
+        except OSError as error:
+            refused.append(f"{flag}: {error}")
+    assert refused == []
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_every_mount_option_on_the_list_is_tried(name: str) -> None:
+    tried = {flag.partition("=")[0] for flag in [*ADMITTED_MOUNT_OPTIONS[name], *SUPERBLOCK_OPTIONS]}
+    assert tried == set(FILESYSTEMS[name].mount_options)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("ext4", "data=writeback"),
+        ("ext4", "errors=panic"),
+        ("ext4", "barrier=0"),
+        ("ext4", "nobarrier"),
+        ("ext4", "noload"),
+        ("ext4", "norecovery"),
+        ("ext4", "journal_path=/dev/sda"),
+        ("ext4", "journal_dev=8"),
+        ("ext4", "journal_async_commit"),
+        ("ext4", "commit=0"),
+        ("ext4", "commit=301"),
+        ("ext4", "commit=005"),
+        ("ext4", "commit=5\n"),
+        ("ext4", "commit="),
+        ("ext4", "commit"),
+        ("ext4", "discard=1"),
+        ("ext4", "sb=8193"),
+        ("ext4", "resuid=0"),
+        ("ext4", "usrjquota=aquota.user"),
+        ("ext4", "nouid32"),
+        ("ext4", "inode64"),
+        ("ext4", ""),
+        ("ext4", "noatime,,nodev"),
+        ("ext4", "RO"),
+        ("ext4", "context=system_u:object_r:x:s0"),
+        ("xfs", "logdev=/dev/sda"),
+        ("xfs", "rtdev=/dev/sda"),
+        ("xfs", "norecovery"),
+        ("xfs", "nouuid"),
+        ("xfs", "allocsize=65537"),
+        ("xfs", "logbsize=1m"),
+        ("btrfs", "device=/dev/sda"),
+        ("btrfs", "subvol=../x"),
+        ("btrfs", "subvolid=5"),
+        ("btrfs", "degraded"),
+        ("btrfs", "rescue=all"),
+        ("btrfs", "fatal_errors=bug"),
+        ("btrfs", "nobarrier"),
+        ("btrfs", "nodatasum"),
+        ("btrfs", "compress=zstd:16"),
+        ("btrfs", "user_subvol_rm_allowed"),
+        (None, "discard"),
+        (None, "lazytime"),
+        (None, "commit=5"),
+        (None, "bind"),
+        (None, "remount"),
+    ],
+)
+def test_a_mount_flag_off_the_list_is_refused_by_name(name: str | None, flag: str) -> None:
+    with pytest.raises(ValueError, match="mount flag") as refusal:
+        filesystem.check_mount_options(name, ["noatime", flag])
+    assert repr(flag.partition("=")[0])[1:-1].split(",")[0] in str(refusal.value)
+
+
+def test_the_value_of_an_unknown_flag_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match="'password'") as refusal:
+        filesystem.check_mount_options("ext4", ["password=hunter2"])
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_devices_and_set_user_id_files_are_dead_unless_the_flags_say_otherwise() -> None:
+    assert filesystem.check_mount_options("ext4", []).attributes == {"nodev", "nosuid"}
+    assert filesystem.check_mount_options(None, ["suid"]).attributes == {"nodev"}
+    assert filesystem.check_mount_options("xfs", ["dev", "suid"]).attributes == frozenset()
+
+
+def test_attributes_and_options_are_told_apart() -> None:
+    found = filesystem.check_mount_options(
+        "ext4", ["ro,noatime", "commit=30", "defaults", "commit=30", "exec"]
+    )
+    assert found.attributes == {"ro", "noatime", "nodev", "nosuid"}
+    assert found.options == ("commit=30",)
+    wanted = MountFlag.READ_ONLY | MountFlag.NO_ATIME | MountFlag.NO_DEV | MountFlag.NO_SUID
+    assert found.flags == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("ext4", "ro", "rw"),
+        ("ext4", "suid", "nosuid"),
+        ("ext4", "dev", "nodev"),
+        ("ext4", "exec", "noexec"),
+        ("ext4", "noatime", "strictatime"),
+        ("ext4", "relatime", "noatime"),
+        ("ext4", "diratime", "nodiratime"),
+        ("ext4", "discard", "nodiscard"),
+        ("ext4", "commit=5", "commit=6"),
+        ("ext4", "dioread_lock", "dioread_nolock"),
+        ("ext4", "lazytime", "nolazytime"),
+        ("ext4", "init_itable=10", "noinit_itable"),
+        ("xfs", "inode32", "inode64"),
+        ("xfs", "largeio", "nolargeio"),
+        ("btrfs", "compress=lzo", "compress-force=zlib"),
+        ("btrfs", "discard", "discard=async"),
+        ("btrfs", "ssd", "nossd"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_by_name(name: str, first: str, second: str) -> None:
+    for flags in ([first, second], [f"{second},{first}"]):
+        with pytest.raises(ValueError, match="contradict") as refusal:
+            filesystem.check_mount_options(name, flags)
+        assert repr(first) in str(refusal.value)
+        assert repr(second) in str(refusal.value)
+
+
+def test_a_flag_of_more_than_128_bytes_is_refused() -> None:
+    assert filesystem.check_mount_options("ext4", [",".join(["noatime"] * 16)])
+    with pytest.raises(ValueError, match="128 bytes"):
+        filesystem.check_mount_options("ext4", [",".join(["noatime"] * 17)])
+
+
+# Recognising.
+
+
+def identified(path: str) -> tuple[str, str] | None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return filesystem.identify(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["ext2", "ext3", "ext4"])
+def test_the_three_ext_filesystems_are_told_apart(tmp_path: Path, name: str) -> None:
+    image = new_image(tmp_path / "disk.img", 64 * MIB)
+    output(f"mkfs.{name}", "-F", "-q", image)
+    assert identified(image) == (name, output("blkid", "-p", "-s", "UUID", "-o", "value", image).strip())
+
+
+@pytest.mark.parametrize("size", [0, 1, 1100, 65600, MIB])
+def test_an_image_without_a_filesystem_holds_none(tmp_path: Path, size: int) -> None:
+    assert identified(new_image(tmp_path / "disk.img", size)) is None
+
+
+def test_a_filesystem_cut_short_is_none(tmp_path: Path) -> None:
+    for name in FILESYSTEMS:
+        image, _ = formatted_image(tmp_path / name, name, 320 * MIB)
+        os.truncate(image, {"ext4": 1024 + 255, "xfs": 47, "btrfs": 65536 + 71}[name])
+        assert identified(image) is None
+
+
+def test_an_image_with_the_signs_of_two_filesystems_holds_none(tmp_path: Path, ext4: tuple[str, str]) -> None:
+    with Path(ext4[0]).open("r+b") as image:
+        image.write(filesystem.XFS_MAGIC)
+    assert identified(ext4[0]) is None
+
+
+# UUIDs.
+
+
+def test_a_mounted_ext4_takes_a_new_uuid_and_stays_clean(ext4: tuple[str, str]) -> None:
+    image, before = ext4
+    after = str(uuid.uuid4())
+    with mounted(image, "ext4") as directory:
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            assert filesystem.get_ext4_uuid(fd) == before
+            filesystem.set_ext4_uuid(fd, after)
+            assert filesystem.get_ext4_uuid(fd) == after
+        finally:
+            os.close(fd)
+    assert identified(image) == ("ext4", after)
+    assert output("blkid", "-p", "-s", "UUID", "-o", "value", image).strip() == after
+    output("e2fsck", "-fn", image)
+
+
+def test_a_new_uuid_that_was_synced_survives_a_power_cut(ext4: tuple[str, str]) -> None:
+    image, _ = ext4
+    after = str(uuid.uuid4())
+    with mounted(image, "ext4") as directory:
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            filesystem.set_ext4_uuid(fd, after)
+            os.fsync(fd)
+            cut_power(directory, flush_log=False)
+        finally:
+            os.close(fd)
+    with mounted(image, "ext4"):
+        pass
+    assert identified(image) == ("ext4", after)
+    output("e2fsck", "-fn", image)
+
+
+def test_a_filesystem_that_is_not_ext4_has_no_such_uuid(tmp_path: Path) -> None:
+    image, _ = formatted_image(tmp_path / "disk.img", "xfs", 320 * MIB)
+    with mounted(image, "xfs") as directory:
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            with pytest.raises(OSError, match="Inappropriate ioctl"):
+                filesystem.get_ext4_uuid(fd)
+        finally:
+            os.close(fd)
+
+
+# Checking.
+
+
+def bears_an_error(image: str) -> bool:
+    fd = os.open(image, os.O_RDONLY)
+    try:
+        return filesystem.ext4_has_errors(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_mark_of_an_error_is_seen_and_a_check_takes_it_away(ext4: tuple[str, str]) -> None:
+    image, _ = ext4
+    assert not bears_an_error(image)
+    output("debugfs", "-w", "-R", "set_super_value state 3", image)
+    assert bears_an_error(image)
+    filesystem.check_ext4(image, timeout=60)
+    assert not bears_an_error(image)
+
+
+def test_a_check_repairs_what_needs_no_question(ext4: tuple[str, str]) -> None:
+    image, _ = ext4
+    output("debugfs", "-w", "-R", "set_super_value free_blocks_count 7", image)
+    output("debugfs", "-w", "-R", "set_super_value state 2", image)
+    filesystem.check_ext4(image, timeout=60)
+    output("e2fsck", "-fn", image)
+
+
+def test_a_check_of_what_cannot_be_repaired_fails_with_the_tools_words(ext4: tuple[str, str]) -> None:
+    image, _ = ext4
+    output("debugfs", "-w", "-R", "clri <2>", image)
+    output("debugfs", "-w", "-R", "set_super_value state 2", image)
+    with pytest.raises(ToolError) as failure:
+        filesystem.check_ext4(image, timeout=60)
+    assert failure.value.tool == "e2fsck"
+    assert failure.value.exit_code & 4
+
+
+def test_an_image_without_ext4_bears_no_mark_but_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="does not hold ext4"):
+        bears_an_error(new_image(tmp_path / "disk.img", MIB))
+
+
+# Measuring.
+
+
+@pytest.mark.parametrize("name", FILESYSTEMS)
+def test_space_and_name_are_what_the_systems_tools_say(tmp_path: Path, name: str) -> None:
+    image, _ = formatted_image(tmp_path / "disk.img", name, 320 * MIB)
+    with mounted(image, name) as directory:
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            found = filesystem.space(fd)
+            assert filesystem.filesystem_name(fd) == name
+        finally:
+            os.close(fd)
+        fields = "--output=size,used,avail,itotal,iused,iavail"
+        said = output("df", "-B1", fields, directory).splitlines()[1].split()
+    assert [
+        found.total_bytes,
+        found.used_bytes,
+        found.available_bytes,
+        found.inodes_total,
+        found.inodes_used,
+        found.inodes_free,
+    ] == [0 if word == "-" else int(word) for word in said]
+
+
+def test_a_filesystem_without_a_name_is_shown_by_its_number() -> None:
+    fd = os.open("/proc", os.O_RDONLY)
+    try:
+        assert filesystem.filesystem_name(fd) == "0x9fa0"
+    finally:
+        os.close(fd)

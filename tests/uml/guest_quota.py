@@ -1,0 +1,343 @@
+"""Project quotas where the kernel has them: no byte over the limit, inherited by whatever is created.
+
+Runs inside the machine of `test_project_quota.py`, with /dev/ubda and /dev/ubdb to format. Oracles: xfs_quota,
+lsattr, du.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from csi_driver.linux import quota, tree
+from csi_driver.linux.quota import ProjectQuotaState, QuotaUsage
+
+MIB = 1 << 20
+NOBODY = 65534
+DISKS = {"xfs": "/dev/ubda", "ext4": "/dev/ubdb"}
+MKFS = {
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "ext4": ["mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"],
+}
+WRITER = """
+import os, sys
+os.chdir(sys.argv[1])
+if sys.argv[2] != "0":
+    os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+way, name = sys.argv[3:5]
+fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND * (way == "append"), 0o600)
+try:
+    for step in range(1 << 20):
+        if way == "fallocate":
+            os.posix_fallocate(fd, step << 20, 1 << 20)
+        elif way == "files":
+            os.close(os.open(f"{name}-{step}", os.O_RDWR | os.O_CREAT, 0o600))
+            with open(f"{name}-{step}", "wb") as file:
+                file.write(b"x" * 70_000)
+        elif way == "sparse":
+            os.pwrite(fd, b"x" * 5000, step * 100_000)
+        else:
+            os.write(fd, b"x" * 65_536)
+        if step % 16 == 0:
+            os.fsync(fd)
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def run(*command: str | Path) -> str:
+    arguments = [str(word) for word in command]
+    return subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@contextmanager
+def mounted(place: Path, kind: str, options: str, *, mkfs: Sequence[str] = ()) -> Iterator[Path]:
+    place.mkdir(parents=True, exist_ok=True)
+    run(*(mkfs or MKFS[kind]), DISKS[kind])
+    run("mount", "-t", kind, "-o", options, DISKS[kind], place)
+    try:
+        yield place
+    finally:
+        run("umount", place)
+
+
+@pytest.fixture(scope="module", params=["xfs", "ext4"])
+def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp(request.param)
+    with mounted(place, request.param, "prjquota") as path:
+        yield path
+
+
+@pytest.fixture
+def project(filesystem: Path) -> Iterator[tuple[Path, int, int]]:
+    """A directory of a project that nobody had before: (its path, a descriptor of it, the id)."""
+    project_id = 1000 + len(os.listdir(filesystem)) + int(time.monotonic() * 1000) % 100_000
+    path = filesystem / f"project-{project_id}"
+    path.mkdir()
+    os.chown(path, NOBODY, NOBODY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert quota.is_free(fd, project_id)
+        quota.set_project(fd, project_id)
+        yield path, fd, project_id
+    finally:
+        os.close(fd)
+        run("rm", "-rf", path)
+
+
+def write(path: Path, user: int, way: str, name: str = "file") -> int:
+    """Write until it fails, as somebody else; return the errno."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", WRITER, path, str(user), way, name],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return int(done.stdout)
+
+
+def reported(filesystem: Path, project_id: int) -> tuple[int, int]:
+    """(used, hard limit) in bytes, as xfs_quota tells, which is another implementation of both interfaces."""
+    report = run("xfs_quota", "-f", "-x", "-c", "report -p -b -n -N", filesystem)
+    for line in report.splitlines():
+        if line.startswith(f"#{project_id} "):
+            words = line.split()
+            return int(words[1]) * 1024, int(words[3]) * 1024
+    return 0, 0
+
+
+def test_enforcement_is_seen(filesystem: Path) -> None:
+    with open_directory(filesystem) as fd:
+        assert quota.project_quota_enforced(fd)
+        assert quota.project_quota_state(fd) is ProjectQuotaState.ENFORCED
+
+
+@contextmanager
+def open_directory(path: Path | str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("way", ["write", "append", "fallocate", "files", "sparse"])
+def test_no_byte_is_written_over_the_limit(filesystem: Path, project: tuple[Path, int, int], way: str) -> None:
+    path, fd, project_id = project
+    limit = 8 * MIB
+    quota.set_limit(fd, project_id, limit)
+    failed_with = write(path, NOBODY, way)
+    run("sync", "-f", path)
+    used = quota.usage(fd, project_id).used_bytes
+    assert failed_with in {errno.EDQUOT, errno.ENOSPC}
+    on_disk = int(run("du", "--summarize", "--block-size=1", path).split()[0])
+    kind = run("findmnt", "-no", "FSTYPE", filesystem).strip()
+    over = max(0, on_disk - limit)
+    print(f"{kind} {way}: {errno.errorcode[failed_with]}, {used} of {limit}, over {over}")
+    assert over == 0
+    assert limit * 3 // 4 <= used <= limit
+    assert reported(filesystem, project_id) == (used, limit)
+
+
+def test_several_writers_at_once_stay_within_the_limit(filesystem: Path, project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    quota.set_limit(fd, project_id, 16 * MIB)
+    command = [sys.executable, "-S", "-c", WRITER, path, str(NOBODY)]
+    writers = [subprocess.Popen([*command, way, f"by-{way}"]) for way in ("write", "append", "files", "sparse")]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0, 0]
+    run("sync", "-f", path)
+    assert quota.usage(fd, project_id).used_bytes <= 16 * MIB
+    assert int(run("du", "--summarize", "--block-size=1", path).split()[0]) <= 16 * MIB
+
+
+def test_root_is_held_to_the_limit_by_xfs_and_not_by_ext4(filesystem: Path, project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    quota.set_limit(fd, project_id, 4 * MIB)
+    failed_with = write(path, 0, "write")
+    used = quota.usage(fd, project_id).used_bytes
+    kind = run("findmnt", "-no", "FSTYPE", filesystem).strip()
+    print(f"{kind}, root with all capabilities: {errno.errorcode[failed_with]} at {used}")
+    assert (used <= 4 * MIB) == (kind == "xfs")
+
+
+def test_everything_created_in_it_is_charged_to_it(filesystem: Path, project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    (path / "a" / "b").mkdir(parents=True)
+    (path / "a" / "b" / "file").write_bytes(b"x" * MIB)
+    run("sync", "-f", path)
+    for name in ("a", "a/b", "a/b/file"):
+        inner = os.open(path / name, os.O_RDONLY)
+        assert quota.get_project(inner) == project_id
+        os.close(inner)
+    assert run("lsattr", "-p", path / "a" / "b").split()[0] == str(project_id)
+    found = quota.usage(fd, project_id)
+    assert found.inodes_used == 4
+    assert MIB <= found.used_bytes <= MIB + 4 * 4096
+
+
+def test_a_limit_of_zero_removes_it_and_a_low_one_only_stops_growth(project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    quota.set_limit(fd, project_id, 4 * MIB)
+    assert write(path, NOBODY, "write") in {errno.EDQUOT, errno.ENOSPC}
+    quota.set_limit(fd, project_id, 0)
+    assert quota.usage(fd, project_id).limit_bytes == 0
+    (path / "more").write_bytes(b"x" * 8 * MIB)
+    quota.set_limit(fd, project_id, MIB)
+    assert write(path, NOBODY, "write", "other") in {errno.EDQUOT, errno.ENOSPC}
+    assert quota.usage(fd, project_id).used_bytes >= 8 * MIB
+
+
+def test_an_id_is_free_when_it_has_neither_limit_nor_file(project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    assert not quota.is_free(fd, project_id), "the directory itself bears it"
+    quota.set_limit(fd, project_id, MIB)
+    path.rename(path.with_name("elsewhere"))
+    with open_directory(path.parent) as parent:
+        tree.remove_tree(parent, "elsewhere")
+        # Our descriptor keeps the inode of the removed directory, and its charge.
+        assert not quota.is_free(parent, project_id)
+    path.mkdir()
+    quota.set_limit(fd, project_id, 0)
+
+
+def test_an_id_is_free_again_after_its_removal(filesystem: Path) -> None:
+    project_id = 4_000_000_000
+    with open_directory(filesystem) as fd:
+        (filesystem / "passing").mkdir()
+        with open_directory(filesystem / "passing") as inner:
+            quota.set_project(inner, project_id)
+        quota.set_limit(fd, project_id, MIB)
+        (filesystem / "passing" / "file").write_bytes(b"data")
+        tree.remove_tree(fd, "passing")
+        assert not quota.is_free(fd, project_id)
+        quota.set_limit(fd, project_id, 0)
+        assert eventually(lambda: quota.is_free(fd, project_id)), quota.usage(fd, project_id)
+
+
+def eventually(claim: object) -> bool:
+    """XFS inactivates unlinked inodes in the background."""
+    assert callable(claim)
+    for _ in range(100):
+        if claim():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_limits_are_rounded_down_to_whole_blocks(project: tuple[Path, int, int]) -> None:
+    _, fd, project_id = project
+    quota.set_limit(fd, project_id, 3 * 4096 + 4095)
+    assert quota.usage(fd, project_id).limit_bytes == 3 * 4096
+    with pytest.raises(OSError, match="less than one block"):
+        quota.set_limit(fd, project_id, 4095)
+    quota.set_limit(fd, project_id, 1 << 50)
+    assert quota.usage(fd, project_id).limit_bytes == 1 << 50
+
+
+def test_an_id_nobody_used_has_no_usage(filesystem: Path) -> None:
+    with open_directory(filesystem) as fd:
+        assert quota.usage(fd, 123_456_789) == QuotaUsage(0, 0, 0)
+        assert quota.is_free(fd, 123_456_789)
+
+
+def test_statvfs_of_the_directory_shows_the_limit(project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    quota.set_limit(fd, project_id, 10 * MIB)
+    (path / "file").write_bytes(b"x" * 2 * MIB)
+    run("sync", "-f", path)
+    found = os.statvfs(path)
+    assert found.f_blocks * found.f_frsize == 10 * MIB
+    assert 7 * MIB <= found.f_bavail * found.f_frsize <= 8 * MIB
+
+
+def test_limits_and_usage_survive_a_remount(tmp_path: Path) -> None:
+    for kind in DISKS:
+        with mounted(tmp_path / kind, kind, "prjquota") as path:
+            with open_directory(path) as fd:
+                (path / "project").mkdir()
+                with open_directory(path / "project") as inner:
+                    quota.set_project(inner, 77)
+                quota.set_limit(fd, 77, 5 * MIB)
+                (path / "project" / "file").write_bytes(b"x" * MIB)
+            run("umount", path)
+            run("mount", "-o", "prjquota", DISKS[kind], path)
+            with open_directory(path) as fd:
+                found = quota.usage(fd, 77)
+                assert (found.limit_bytes, found.inodes_used) == (5 * MIB, 2)
+                assert found.used_bytes >= MIB
+
+
+def test_what_is_missing_is_told_apart(tmp_path: Path) -> None:
+    cases: list[tuple[str, str, list[str], ProjectQuotaState]] = [
+        ("xfs", "defaults", [], ProjectQuotaState.OFF),
+        ("xfs", "uquota", [], ProjectQuotaState.OFF),
+        ("xfs", "pqnoenforce", [], ProjectQuotaState.COUNTED),
+        ("xfs", "prjquota", [], ProjectQuotaState.ENFORCED),
+        ("ext4", "defaults", ["mkfs.ext4", "-q", "-F"], ProjectQuotaState.OFF),
+        ("ext4", "defaults", [], ProjectQuotaState.COUNTED),
+        ("ext4", "prjquota", [], ProjectQuotaState.ENFORCED),
+    ]
+    for kind, options, mkfs, state in cases:
+        with mounted(tmp_path / "place", kind, options, mkfs=mkfs) as path, open_directory(path) as fd:
+            assert quota.project_quota_state(fd) is state, (kind, options)
+            assert quota.project_quota_enforced(fd) is (state is ProjectQuotaState.ENFORCED)
+    with open_directory("/dev/shm") as fd:
+        assert quota.project_quota_state(fd) is ProjectQuotaState.UNSUPPORTED
+        with pytest.raises(OSError):  # noqa: PT011: ENOSYS or EINVAL, by kernel
+            quota.usage(fd, 5)
+
+
+def test_a_tree_of_many_projects_is_removed_at_any_depth(filesystem: Path, project: tuple[Path, int, int]) -> None:
+    """Each level starts another project, so that no rename up is allowed at first."""
+    path, _, project_id = project
+    victim = path / "victim"
+    victim.mkdir()
+    fd = os.open(victim, os.O_RDONLY)
+    for level in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        quota.set_project(below, 200_000 + level % 7)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    (filesystem / "outside").mkdir(exist_ok=True)
+    os.mkdir(path / "probe")
+    with pytest.raises(OSError, match="cross-device"):
+        (filesystem / "outside").rename(path / "probe" / "inside")
+    with open_directory(path) as parent:
+        tree.remove_tree(parent, "victim")
+    assert not victim.exists()
+
+
+def test_a_full_project_can_be_emptied(project: tuple[Path, int, int]) -> None:
+    path, fd, project_id = project
+    for branch in range(30):
+        (path / "victim" / f"b{branch}" / "/".join("d" * 20)).mkdir(parents=True)
+    run("chown", "-R", str(NOBODY), path)
+    quota.set_limit(fd, project_id, 4 * MIB)
+    assert write(path / "victim", NOBODY, "files") in {errno.EDQUOT, errno.ENOSPC}
+    tree.remove_tree(fd, "victim")
+    assert os.listdir(path) == []
+
+
+def test_the_calls_take_microseconds(project: tuple[Path, int, int]) -> None:
+    _, fd, project_id = project
+    for call in (
+        lambda: quota.project_quota_enforced(fd),
+        lambda: quota.usage(fd, project_id),
+        lambda: quota.set_limit(fd, project_id, MIB),
+        lambda: quota.set_project(fd, project_id),
+    ):
+        start = time.perf_counter()
+        for _ in range(200):
+            call()
+        print(f"{call.__code__.co_names[1]}: {(time.perf_counter() - start) / 200 * 1e6:.0f} us (in UML)")
