@@ -32,9 +32,7 @@ def mounted(
     target = directory / "mounted"
     target.mkdir()
     with ExitStack() as stack:
-        loops = [
-            _loop(stack, directory / f"image{number}", size or SIZES[fs_type]) for number in range(devices)
-        ]
+        loops = [_loop(stack, directory / f"image{number}", size or SIZES[fs_type]) for number in range(devices)]
         run(*MKFS[fs_type], *(options or []), *loops)
         run("mount", loops[0], target)
         stack.callback(run, "umount", target)

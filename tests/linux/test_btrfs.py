@@ -14,6 +14,7 @@ import pytest
 
 from csi_driver.linux import attributes, btrfs
 from csi_driver.linux.btrfs import Device, SpaceInfo
+from csi_driver.linux.ioctl import exchange
 
 from .filesystem_images import MIB, eventually, mounted, opened, run
 
@@ -163,7 +164,10 @@ def test_quota_is_off_until_it_is_enabled_and_simple_quota_is_refused(tmp_path: 
         run("btrfs", "quota", "disable", path)
         assert not btrfs.quota_enabled(fd)
         simple = bytearray(btrfs.QUOTA_CTL.pack(4, 0))  # BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
-        btrfs.exchange(fd, btrfs.BTRFS_IOC_QUOTA_CTL, simple)
+        try:
+            exchange(fd, btrfs.BTRFS_IOC_QUOTA_CTL, simple)
+        except OSError:
+            return  # before Linux 6.7 there are none
         assert not btrfs.quota_enabled(fd)
         with pytest.raises(OSError, match="simple quotas"):
             btrfs.enable_quota(fd)
@@ -228,7 +232,7 @@ def test_a_qgroup_without_a_subvolume_is_stale_and_can_be_destroyed(quota_pool: 
         run("btrfs", "qgroup", "create", "1/100", quota_pool)
         btrfs.create_subvolume(parent, "living")
         assert btrfs.stale_qgroups(parent) == []
-        create = ["btrfs", "qgroup", "create", "0/4711", quota_pool]
+        create = ["btrfs", "qgroup", "create", "0/4711", str(quota_pool)]
         if subprocess.run(create, check=False, capture_output=True).returncode:
             return  # a kernel that makes none without a subvolume (6.18) also leaves none
         assert btrfs.stale_qgroups(parent) == [4711]
@@ -277,9 +281,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("piece", [1 * MIB, 37 * MIB + 4096, 0])
-def test_as_much_as_is_said_to_be_available_can_be_allocated_and_written(
-    tmp_path: Path, case: str, piece: int
-) -> None:
+def test_as_much_as_is_said_to_be_available_can_be_allocated_and_written(tmp_path: Path, case: str, piece: int) -> None:
     """Thick files of one size, written afterwards in full, use up all that was promised (0: one file)."""
     size, devices, options = CASES[case]
     with mounted(tmp_path, "btrfs", size=size, options=options, devices=devices) as path, opened(path) as fd:

@@ -55,9 +55,7 @@ def test_the_requests_and_structures_are_those_of_the_headers() -> None:
 
 
 @pytest.mark.parametrize("name", FILESYSTEMS)
-def test_a_made_image_has_the_type_that_was_asked_for_and_the_uuid_that_was_told(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_made_image_has_the_type_that_was_asked_for_and_the_uuid_that_was_told(tmp_path: Path, name: str) -> None:
     image, identity = formatted_image(tmp_path / "disk.img", name, GIB)
     assert output("blkid", "-p", "-s", "TYPE", "-o", "value", image).strip() == name
     assert output("blkid", "-p", "-s", "UUID", "-o", "value", image).strip() == identity
@@ -154,9 +152,7 @@ def test_ext4_has_the_same_features_whatever_the_machine_prefers(
     assert features(image) == features(ext4[0])
 
 
-def test_an_old_mkfs_ext4_is_asked_again_in_its_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_mkfs_ext4_is_asked_again_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     real_run = process.run
 
@@ -260,11 +256,7 @@ def test_an_admitted_mkfs_option_makes_a_filesystem(tmp_path: Path, name: str, t
 
 @pytest.mark.parametrize("name", FILESYSTEMS)
 def test_every_mkfs_option_on_the_list_is_tried(name: str) -> None:
-    tried = (
-        " ".join(ADMITTED_MKFS_OPTIONS[name])
-        .replace("--data=", "--data ")
-        .replace("--checksum=", "--checksum ")
-    )
+    tried = " ".join(ADMITTED_MKFS_OPTIONS[name]).replace("--data=", "--data ").replace("--checksum=", "--checksum ")
     for option, rule in FILESYSTEMS[name].mkfs_options.items():
         assert option in tried.split()
         if isinstance(rule, filesystem_options.Suboptions):
@@ -496,9 +488,7 @@ def test_devices_and_set_user_id_files_are_dead_unless_the_flags_say_otherwise()
 
 
 def test_attributes_and_options_are_told_apart() -> None:
-    found = filesystem.check_mount_options(
-        "ext4", ["ro,noatime", "commit=30", "defaults", "commit=30", "exec"]
-    )
+    found = filesystem.check_mount_options("ext4", ["ro,noatime", "commit=30", "defaults", "commit=30", "exec"])
     assert found.attributes == {"ro", "noatime", "nodev", "nosuid"}
     assert found.options == ("commit=30",)
     wanted = MountFlag.READ_ONLY | MountFlag.NO_ATIME | MountFlag.NO_DEV | MountFlag.NO_SUID

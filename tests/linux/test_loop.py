@@ -45,9 +45,7 @@ def identity(fd: int) -> dict[str, int]:
 
 def comes_off(fd: int) -> bool:
     """Say whether no loop device has the file, or none stays (an observer may delay a detach)."""
-    return all(
-        loop.is_gone(info.number, **identity(fd), patience_seconds=5) for info in loop.find(**identity(fd))
-    )
+    return all(loop.is_gone(info.number, **identity(fd), patience_seconds=5) for info in loop.find(**identity(fd)))
 
 
 @pytest.fixture
@@ -98,10 +96,7 @@ def test_the_backing_files_device_compares_with_stat(image: int) -> None:
     assert (info.backing_device, info.backing_inode) == (found.st_dev, found.st_ino)
     assert info.is_backed_by(found.st_dev, found.st_ino)
     assert not info.is_backed_by(found.st_dev, found.st_ino + 1)
-    assert (
-        str(seen["back-maj:min"]).strip()
-        == f"{os.major(info.backing_device)}:{os.minor(info.backing_device)}"
-    )
+    assert str(seen["back-maj:min"]).strip() == f"{os.major(info.backing_device)}:{os.minor(info.backing_device)}"
 
 
 def test_the_device_node_has_the_number_of_the_device(image: int) -> None:
@@ -232,9 +227,7 @@ def test_the_size_follows_the_file_when_told(image: int) -> None:
 def test_a_read_only_switch_of_an_earlier_owner_is_not_inherited(
     image: int, spare_number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        loop, "_configure_a_free_one", lambda config: loop._try_to_configure(spare_number, config)
-    )
+    monkeypatch.setattr(loop, "_configure_a_free_one", lambda config: loop._try_to_configure(spare_number, config))
     with loop.attach(image, block_size=4096, autoclear=True) as device:
         loop.set_read_only(device.fd, True)
         assert run("blockdev", "--getro", device.path).strip() == "1"

@@ -194,9 +194,7 @@ def test_the_option_ro_makes_the_superblock_read_only_and_the_flag_only_the_moun
     ("option", "reason"),
     [("nonsense", "Unknown parameter 'nonsense'"), ("errors=nonsense", "Bad value for 'errors'")],
 )
-def test_a_refused_option_is_told_in_the_kernels_words(
-    ext4_image: int, target: Path, option: str, reason: str
-) -> None:
+def test_a_refused_option_is_told_in_the_kernels_words(ext4_image: int, target: Path, option: str, reason: str) -> None:
     with opened(target) as target_fd, loop.attach(ext4_image, block_size=4096, autoclear=True) as device:
         with pytest.raises(OSError, match=reason) as caught:
             mount.mount_filesystem(device.path, "ext4", target_fd, options=[option])
@@ -219,9 +217,7 @@ def test_a_filesystem_that_the_kernel_does_not_have_is_enodev(target: Path) -> N
         mount.mount_filesystem("/dev/null", "nosuchfs", target_fd)
 
 
-def test_a_filesystem_that_cannot_be_attached_to_its_target_is_not_kept(
-    ext4_image: int, source: Path
-) -> None:
+def test_a_filesystem_that_cannot_be_attached_to_its_target_is_not_kept(ext4_image: int, source: Path) -> None:
     with loop.attach(ext4_image, block_size=4096, autoclear=True) as device:
         with opened(source / "hello") as target_fd, fails_with(errno.EINVAL, errno.ENOTDIR):
             mount.mount_filesystem(device.path, "ext4", target_fd)

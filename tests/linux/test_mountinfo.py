@@ -30,9 +30,7 @@ def test_the_statx_structure_has_the_kernels_size() -> None:
 
 
 def test_all_mounts_are_those_of_findmnt() -> None:
-    listed = json.loads(
-        run("findmnt", "--json", "--list", "--output", "ID,PARENT,TARGET,FSTYPE,FSROOT,MAJ:MIN")
-    )
+    listed = json.loads(run("findmnt", "--json", "--list", "--output", "ID,PARENT,TARGET,FSTYPE,FSROOT,MAJ:MIN"))
     expected = [
         (int(fs["id"]), int(fs["parent"]), fs["target"], fs["fstype"], fs["fsroot"], fs["maj:min"].strip())
         for fs in listed["filesystems"]
@@ -95,14 +93,10 @@ def test_two_needles_give_each_line_once_and_in_order(source: Path, target: Path
     mount.unmount(str(target))
     assert len([entry for entry in entries if entry.target == str(target)]) == 2
     assert len(ids) == len(set(ids))
-    assert [e for e in mountinfo.read_mounts() if e.mount_id in ids] == [
-        e for e in entries if e.target != str(target)
-    ]
+    assert [e for e in mountinfo.read_mounts() if e.mount_id in ids] == [e for e in entries if e.target != str(target)]
 
 
-def test_read_only_is_told_of_the_mount_and_of_the_superblock(
-    ext4_image: int, source: Path, target: Path
-) -> None:
+def test_read_only_is_told_of_the_mount_and_of_the_superblock(ext4_image: int, source: Path, target: Path) -> None:
     needle = mountinfo.target_needle(str(target))
     bind(source, target)
     assert not mountinfo.read_mounts(needle)[0].read_only

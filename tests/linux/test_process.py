@@ -97,9 +97,7 @@ def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatc
     assert (failure.value.debian_package, failure.value.errno) == ("xfsprogs", errno.ENOENT)
 
 
-def test_a_tool_that_was_missing_is_found_once_it_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tool_that_was_missing_is_found_once_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "TOOL_DIRECTORIES", (str(tmp_path),))
     with pytest.raises(process.ToolMissing, match=r"is not installed$"):
         process.tool_path("hostvol-test-tool")

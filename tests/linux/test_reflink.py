@@ -129,9 +129,7 @@ def test_a_sparse_copy_has_the_content_the_size_and_the_holes(holed: Path) -> No
     assert all(later - sooner <= 16 * MIB for sooner, later in zip([0, *steps], steps, strict=False))
 
 
-def test_a_sparse_copy_without_copy_file_range_is_the_same(
-    holed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sparse_copy_without_copy_file_range_is_the_same(holed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*arguments: object) -> int:
         raise OSError(18, "injected")
 

@@ -106,9 +106,7 @@ def test_a_chain_deeper_than_any_path_is_removed_with_few_descriptors(place: Pat
         "resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
         "tree.remove_tree(os.open(sys.argv[1], os.O_RDONLY), 'victim')\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", script, place], check=True, timeout=120, cwd=Path(__file__).parents[2]
-    )
+    subprocess.run([sys.executable, "-c", script, place], check=True, timeout=120, cwd=Path(__file__).parents[2])
     assert os.listdir(place) == []
 
 
@@ -161,9 +159,7 @@ def test_the_flags_of_the_directory_around_it_stay(place: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["mounted", "sub/mounted", "sub/deep/er/mounted"])
-def test_a_mount_inside_is_refused_before_anything_is_removed(
-    place: Path, tmp_path: Path, where: str
-) -> None:
+def test_a_mount_inside_is_refused_before_anything_is_removed(place: Path, tmp_path: Path, where: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "precious").write_bytes(b"data")
@@ -322,8 +318,6 @@ def test_a_full_filesystem_can_be_emptied(tmp_path: Path) -> None:
         (path / "victim").mkdir()
         for branch in range(20):
             make_chain(path / "victim" / f"b{branch}", 30)
-        assert subprocess.run(
-            ["dd", "if=/dev/zero", f"of={path}/victim/ballast", "bs=64k"], check=False
-        ).returncode
+        assert subprocess.run(["dd", "if=/dev/zero", f"of={path}/victim/ballast", "bs=64k"], check=False).returncode
         remove(path / "victim")
         assert not (path / "victim").exists()

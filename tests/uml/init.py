@@ -35,7 +35,7 @@ def main(job_directory: str) -> None:
         job.mkdir()
         mount("hostfs", str(job), job_directory)
         perform(job)
-    except BaseException:  # noqa: BLE001: whatever it is, it is told on the console
+    except BaseException:  # whatever it is, it is told on the console
         traceback.print_exc()
     os.sync()
     libc.reboot(LINUX_REBOOT_CMD_POWER_OFF)

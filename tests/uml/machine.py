@@ -44,7 +44,8 @@ class Outcome:
 
     def check(self) -> Outcome:
         """Raise AssertionError with all output unless the command succeeded."""
-        assert self.returncode == 0, f"exit code {self.returncode}\n{self.stdout}\n{self.stderr}\n{self.console}"
+        said = "\n".join((self.stdout, self.stderr, self.console))
+        assert self.returncode == 0, f"exit code {self.returncode}\n{said}"
         return self
 
 
@@ -121,18 +122,8 @@ def _kernel_command(job: Path, disks: Sequence[Path], memory_mib: int) -> list[s
 def _boot(command: Sequence[str], timeout: float) -> str:
     # Each process inside is one of the host. They die with the first process of their namespace, that one
     # with unshare, and unshare with us.
-    bound = [
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "--",
-        "unshare",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-        "--",
-    ]
+    bound = ["setpriv", "--pdeathsig", "KILL", "--"]
+    bound += ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
     done = subprocess.run(
         [*bound, *command],
         stdin=subprocess.DEVNULL,
@@ -147,5 +138,10 @@ def _boot(command: Sequence[str], timeout: float) -> str:
 def _outcome(job: Path, console: str, seconds: float) -> Outcome:
     if not (job / "returncode").exists():
         raise BootError(console[-4000:])
-    texts = [(job / name).read_text(errors="replace") for name in ("stdout", "stderr")]
-    return Outcome(int((job / "returncode").read_text()), *texts, console, seconds)
+    return Outcome(
+        returncode=int((job / "returncode").read_text()),
+        stdout=(job / "stdout").read_text(errors="replace"),
+        stderr=(job / "stderr").read_text(errors="replace"),
+        console=console,
+        seconds=seconds,
+    )

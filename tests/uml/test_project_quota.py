@@ -20,7 +20,7 @@ def pytest_in_uml(*selection: str, disks: list[Path] | None = None) -> Outcome:
 
 
 def test_every_claim_about_project_quotas_holds(tmp_path: Path) -> None:
-    disks = [tmp_path / "xfs", tmp_path / "ext4"]
+    disks = [tmp_path / "xfs", tmp_path / "ext4", tmp_path / "spare"]
     for disk in disks:
         with open(disk, "wb") as file:
             file.truncate(512 * MIB)

@@ -1,0 +1,61 @@
+"""What all tests share: mounts of their own, pools on every filesystem, a driver in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_mounts() -> None:
+    """Leave the machine's mount namespace for one whose mounts nobody else sees."""
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("these tests mount and attach: run them as root")
+        pytest.skip("mounts and loop devices need root")
+    harness.leave_mount_namespace()
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> Iterator[Callable[..., harness.PoolPlace]]:
+    """Make directories on filesystems of their own: `make_pool("xfs", size_bytes=…)`; unmounted afterwards."""
+    places: list[harness.PoolPlace] = []
+
+    def make(fs_type: str = "host", size_bytes: int = 2 << 30, **options: str) -> harness.PoolPlace:
+        place = harness.PoolPlace.make(tmp_path / f"pool{len(places)}", fs_type, size_bytes, **options)
+        places.append(place)
+        return place
+
+    yield make
+    for place in places:
+        place.remove()
+
+
+@pytest.fixture
+def make_driver(tmp_path: Path) -> Iterator[Callable[..., harness.Driver]]:
+    """Start drivers; each is stopped afterwards, and must not have logged an unforeseen failure."""
+    drivers: list[harness.Driver] = []
+
+    def make(*pools: harness.PoolPlace | Path, **options: object) -> harness.Driver:
+        driver = harness.Driver(tmp_path / f"driver{len(drivers)}", [harness.place(pool) for pool in pools], **options)
+        drivers.append(driver)
+        driver.start()
+        return driver
+
+    yield make
+    for driver in drivers:
+        driver.stop()
+        driver.clean_up()
+    for driver in drivers:
+        assert "unforeseen" not in driver.log(), driver.log()
+
+
+@pytest.fixture
+def driver(tmp_path: Path, make_driver: Callable[..., harness.Driver]) -> harness.Driver:
+    """A driver with one pool on the machine's own filesystem."""
+    return make_driver(tmp_path / "pool")
