@@ -61,9 +61,9 @@ class FilesystemImageBackend:
         crash_point("stage.mounted")
 
     def finish_stage(self, volume: Volume, mounted_fd: int) -> None:
-        """Give a fresh ext4 its own UUID instead of its template's. Idempotent; `mounted_fd` is the mount's root.
+        """Give an ext4 that still bears its template's UUID its own. Idempotent; `mounted_fd` is the mount's root.
 
-        Where the kernel cannot (before 6.0) or the mount is read-only it keeps the template's, which ext4 tolerates.
+        Most got it when they were built. Where the kernel cannot (before 6.0) or the mount is read-only it keeps the template's, which ext4 tolerates.
         """
         if volume.fs_type != "ext4":
             return

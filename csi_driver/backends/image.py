@@ -9,14 +9,14 @@ from typing import Final
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.templates import Templates, template_name
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, extents, filesystem, reflink
+from csi_driver.linux import btrfs, ext4_superblock, extents, filesystem, reflink
 from csi_driver.model import Volume
 from csi_driver.store.pool import PoolDirectory
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FORMAT_SECONDS: Final = 900.0
-# A clone bears its template's UUID. ext4 gets its own when it is first mounted (EXT4_IOC_SETFSUUID), XFS is always
-# mounted `nouuid`; the kernel confuses two btrfs of one UUID, so each is formatted by itself.
+# A clone bears its template's UUID. ext4 gets its own before anybody sees it, XFS is always mounted `nouuid`; the kernel
+# confuses two btrfs of one UUID, so each is formatted by itself.
 _WITH_TEMPLATE: Final = frozenset({"ext4", "xfs"})
 
 
@@ -82,6 +82,8 @@ class ImageFiles:
                 reflink.copy_data(template_fd, image_fd)
         finally:
             os.close(template_fd)
+        if volume.fs_type == "ext4":
+            ext4_superblock.write_uuid(image_fd, volume.fs_uuid)
 
     @staticmethod
     def _format(volume: Volume, path: str) -> None:

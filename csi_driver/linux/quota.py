@@ -80,6 +80,9 @@ def project_quota_enforced(fd: int) -> bool:
 def project_quota_state(fd: int) -> ProjectQuotaState:
     """Tell how far project quotas are on, and if not, at whose door it lies.
 
+    One thing no call tells: ext4 also needs the quota format (module quota_v2, CONFIG_QFMT_V2). Where that is missing
+    the answer is OFF, and a filesystem with the `project` feature cannot be mounted for writing.
+
     UNSUPPORTED: a kernel without quotactl_fd or without quotas for this filesystem, or another filesystem; no
     mount option helps. OFF: XFS mounted without `prjquota`, or ext4 without the `quota` and `project`
     features. COUNTED: ext4 that has the features and was mounted without `prjquota`, or XFS with

@@ -161,12 +161,14 @@ class PoolDirectory:
 
     @staticmethod
     def _move(source: str, source_fd: int, target: str, target_fd: int) -> None:
-        """Rename durably, or not at all: a rename that cannot be made durable is taken back."""
+        """Rename durably, or not at all: a rename that cannot be made durable is taken back.
+
+        The rename is one transaction of both directories, so fsync of the new parent is enough (see `durable`).
+        """
         os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
         crash_point("move.renamed")
         try:
             os.fsync(target_fd)
-            os.fsync(source_fd)
         except OSError:
             os.rename(target, source, src_dir_fd=target_fd, dst_dir_fd=source_fd)
             raise

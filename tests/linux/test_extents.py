@@ -78,7 +78,9 @@ def test_a_map_longer_than_a_batch_is_read_to_its_end(filesystem: Path) -> None:
         # XFS preallocates behind the end and keeps what later writes skip: there are more than were written.
         listed = re.findall(r"^ *\d+:", run("filefrag", "-v", filesystem / "fragmented"), re.MULTILINE)
         assert found.extents == extent_count(fd) == len(listed) >= pieces
-        assert found.total == found.exclusive == disk_usage(filesystem / "fragmented")
+        assert found.total == found.exclusive
+        # du counts the blocks of the map as well.
+        assert found.total <= disk_usage(filesystem / "fragmented") <= found.total * 1.02
 
 
 def test_shared_extents_are_total_and_not_exclusive(reflink_filesystem: Path) -> None:
