@@ -20,9 +20,10 @@ _SECTOR_WITHOUT_DIRECT_IO = 512
 
 
 @dataclass(frozen=True, slots=True)
-class BackingFile:
-    """What identifies an image to the kernel."""
+class _Attachment:
+    """A loop device and the file that it was attached to."""
 
+    number: int
     device: int
     inode: int
 
@@ -32,26 +33,23 @@ class Attachments:
 
     def __init__(self, pool: PoolDirectory) -> None:
         self._pool = pool
-        self._numbers: dict[VolumeId, int] = {}
-
-    def backing_file(self, volume_id: str) -> BackingFile:
-        """The image's device and inode.
-
-        Raises: VolumeDamaged when there is no image.
-        """
-        try:
-            found = os.stat(f"{volume_id}/{IMAGE}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
-        except FileNotFoundError as cause:
-            raise VolumeDamaged(volume_id, f"its image {self.image_path(volume_id)} is missing") from cause
-        return BackingFile(found.st_dev, found.st_ino)
+        self._held: dict[VolumeId, _Attachment] = {}
 
     def image_path(self, volume_id: str) -> str:
         """The image's absolute path, for messages."""
         return f"{self._pool.path_of(volume_id)}/{IMAGE}"
 
-    def adopt(self, volume_id: VolumeId, number: int) -> None:
-        """A device that an earlier process attached is known from now on."""
-        self._numbers[volume_id] = number
+    def adopt(self, volume_id: VolumeId, number: int) -> bool:
+        """Take over a device that an earlier process attached, if its backing file is this volume's image."""
+        info = loop.status(number)
+        try:
+            image = os.stat(f"{volume_id}/{IMAGE}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if info is None or not info.is_backed_by(image.st_dev, image.st_ino):
+            return False
+        self._held[volume_id] = _Attachment(number, image.st_dev, image.st_ino)
+        return True
 
     def attach(self, volume: Volume, *, autoclear: bool) -> loop.LoopDevice:
         """Attach the image, which nobody else may have open; the caller closes the device's descriptor.
@@ -64,7 +62,7 @@ class Attachments:
         """
         image_fd = self._open(volume)
         try:
-            self._check(volume, image_fd)
+            image = self._checked(volume, image_fd)
             device = loop.attach(
                 image_fd,
                 block_size=volume.parameters.block_size,
@@ -73,49 +71,43 @@ class Attachments:
             )
         finally:
             os.close(image_fd)
-        self._numbers[volume.volume_id] = device.number
+        self._held[volume.volume_id] = _Attachment(device.number, image.st_dev, image.st_ino)
         crash_point("attach.configured")
         return device
 
     def number(self, volume_id: VolumeId) -> int | None:
         """The number of the loop device that holds the image now, asked of the kernel; None when none does."""
-        number = self._numbers.get(volume_id)
-        if number is None:
+        held = self._held.get(volume_id)
+        if held is None:
             return None
-        backing = self.backing_file(volume_id)
-        if loop.backing_is(number, backing.device, backing.inode):
-            return number
-        self._numbers.pop(volume_id, None)
+        if loop.backing_is(held.number, held.device, held.inode):
+            return held.number
+        self._held.pop(volume_id, None)
         return None
-
-    def remembered(self, volume_id: VolumeId) -> int | None:
-        """The number as it was last known, without asking the kernel."""
-        return self._numbers.get(volume_id)
 
     def detach(self, volume: Volume) -> None:
         """The image is not attached afterwards. Idempotent.
 
         Raises: VolumeBusy naming who holds the device, when it does not go within a second.
         """
-        number = self._numbers.get(volume.volume_id)
-        if number is None:
+        held = self._held.get(volume.volume_id)
+        if held is None:
             return
-        backing = self.backing_file(volume.volume_id)
-        if not loop.detach(number, device=backing.device, inode=backing.inode):
-            self._wait_until_free(volume, number, backing)
+        if not loop.detach(held.number, device=held.device, inode=held.inode):
+            self._wait_until_free(volume, held)
         crash_point("detach.cleared")
-        self._numbers.pop(volume.volume_id, None)
+        self._held.pop(volume.volume_id, None)
 
     def await_release(self, volume: Volume) -> None:
         """Wait until the kernel has let go of an autoclear device after its last unmount. Idempotent.
 
         Raises: VolumeBusy naming who holds the device: a second opener delays it.
         """
-        number = self._numbers.get(volume.volume_id)
-        if number is None:
+        held = self._held.get(volume.volume_id)
+        if held is None:
             return
-        self._wait_until_free(volume, number, self.backing_file(volume.volume_id))
-        self._numbers.pop(volume.volume_id, None)
+        self._wait_until_free(volume, held)
+        self._held.pop(volume.volume_id, None)
 
     def is_held(self, volume: Volume) -> bool:
         """Whether anybody has the image open: a loop device or a process."""
@@ -125,11 +117,12 @@ class Attachments:
         finally:
             os.close(image_fd)
 
-    def _wait_until_free(self, volume: Volume, number: int, backing: BackingFile) -> None:
-        if loop.is_gone(number, device=backing.device, inode=backing.inode, patience_seconds=_RELEASE_SECONDS):
+    @staticmethod
+    def _wait_until_free(volume: Volume, held: _Attachment) -> None:
+        if loop.is_gone(held.number, device=held.device, inode=held.inode, patience_seconds=_RELEASE_SECONDS):
             return
-        holders = ", ".join(loop.holders(number)) or "an unknown opener"
-        raise VolumeBusy(volume.volume_id, f"{loop.device_path(number)} is in use by {holders}")
+        holders = ", ".join(loop.holders(held.number)) or "an unknown opener"
+        raise VolumeBusy(volume.volume_id, f"{loop.device_path(held.number)} is in use by {holders}")
 
     def _open(self, volume: Volume) -> int:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -139,11 +132,13 @@ class Attachments:
             where = self.image_path(volume.volume_id)
             raise VolumeDamaged(volume.volume_id, f"its image {where} is missing") from cause
 
-    def _check(self, volume: Volume, image_fd: int) -> None:
-        size = os.fstat(image_fd).st_size
-        if size < volume.capacity_bytes:
+    @staticmethod
+    def _checked(volume: Volume, image_fd: int) -> os.stat_result:
+        found = os.fstat(image_fd)
+        if found.st_size < volume.capacity_bytes:
             raise VolumeDamaged(
-                volume.volume_id, f"its image holds {size} bytes, its record says {volume.capacity_bytes}"
+                volume.volume_id, f"its image holds {found.st_size} bytes, its record says {volume.capacity_bytes}"
             )
         if lease.is_open_elsewhere(image_fd):
             raise VolumeBusy(volume.volume_id, "its image is open in another process or loop device")
+        return found

@@ -57,7 +57,7 @@ class BlockImageBackend:
 
     def mounts(self, volume: Volume) -> list[mountinfo.MountEntry]:
         """Everywhere the device node is mounted in this mount namespace."""
-        number = self._attachments.remembered(volume.volume_id)
+        number = self._attachments.number(volume.volume_id)
         if number is None:
             return []
         root = f"/loop{number}"

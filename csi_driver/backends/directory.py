@@ -20,7 +20,7 @@ DATA: Final = "data"
 _ATTEMPTS = 64
 _REMEDIES: Final = {
     "xfs": "mount the pool's filesystem with -o prjquota",
-    "ext4": "make it with `-O quota,project` and mount it with -o prjquota",
+    "ext4": "make it with `-O quota,project`, mount it with -o prjquota, on a kernel with CONFIG_QFMT_V2",
 }
 
 
@@ -46,6 +46,21 @@ def quota_remedy(root_fd: int) -> str:
     if quota.project_quota_state(root_fd) is quota.ProjectQuotaState.UNSUPPORTED:
         return "this kernel or filesystem has no project quotas: use XFS or ext4 on a kernel that has them, or btrfs"
     return _REMEDIES.get(filesystem.filesystem_name(root_fd), "use XFS, ext4 or btrfs")
+
+
+def tend_quotas(pool: PoolDirectory) -> None:
+    """Keep the qgroups of a btrfs truthful: those that deleted volumes left, and counts that the kernel gave up.
+
+    Linux 6.11 and later remove the qgroup of a subvolume that is gone. After some operations (a qgroup assigned by
+    hand, a large subtree dropped) the kernel stops counting until somebody asks for a rescan, and limits hold only as
+    far as the stale counts say.
+    """
+    if not btrfs.is_btrfs(pool.root_fd) or not btrfs.quota_enabled(pool.root_fd):
+        return
+    for subvolume in btrfs.stale_qgroups(pool.root_fd):
+        btrfs.destroy_qgroup(pool.root_fd, subvolume)
+    if not btrfs.quota_consistent(pool.root_fd):
+        btrfs.rescan_quota(pool.root_fd)
 
 
 class DirectoryBackend:

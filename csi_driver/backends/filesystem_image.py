@@ -63,7 +63,8 @@ class FilesystemImageBackend:
     def finish_stage(self, volume: Volume, mounted_fd: int) -> None:
         """Give an ext4 that still bears its template's UUID its own. Idempotent; `mounted_fd` is the mount's root.
 
-        Most got it when they were built. Where the kernel cannot (before 6.0) or the mount is read-only it keeps the template's, which ext4 tolerates.
+        Most got it when they were built. Where the kernel cannot (before 6.0) or the mount is read-only it keeps the
+        template's, which ext4 tolerates.
         """
         if volume.fs_type != "ext4":
             return
@@ -92,7 +93,7 @@ class FilesystemImageBackend:
 
     def mounts(self, volume: Volume) -> list[mountinfo.MountEntry]:
         """Everywhere the filesystem is mounted in this mount namespace."""
-        number = self._attachments.remembered(volume.volume_id)
+        number = self._attachments.number(volume.volume_id)
         return [] if number is None else self._entries(number)
 
     def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:

@@ -15,8 +15,8 @@ from csi_driver.store.pool import PoolDirectory
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FORMAT_SECONDS: Final = 900.0
-# A clone bears its template's UUID. ext4 gets its own before anybody sees it, XFS is always mounted `nouuid`; the kernel
-# confuses two btrfs of one UUID, so each is formatted by itself.
+# A clone bears its template's UUID. ext4 gets its own before anybody sees it, XFS is always mounted `nouuid`; the
+# kernel confuses two btrfs of one UUID, so each is formatted by itself.
 _WITH_TEMPLATE: Final = frozenset({"ext4", "xfs"})
 
 

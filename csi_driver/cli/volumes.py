@@ -127,7 +127,7 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
 @click.option("--flags", default="", metavar="FLAG[,FLAG…]", help="Mount flags, for example noatime.")
 @options.endpoint
 @click.pass_obj
-def mount(connect: Connect, /, name_or_id: str, target: str, read_only: bool, flags: str, endpoint: str) -> None:
+def mount(connect: Connect, /, name_or_id: str, target: str, endpoint: str, **asked: Any) -> None:
     """Mount VOLUME (its id or name) at TARGET; a raw block volume appears as a device file.
 
     It is staged and published by the same calls that kubelet makes.
@@ -136,13 +136,13 @@ def mount(connect: Connect, /, name_or_id: str, target: str, read_only: bool, fl
     Example:
       hostvol volume mount data /mnt/data
     """
-    mount_flags = tuple(flag for flag in flags.split(",") if flag)
+    mount_flags = tuple(flag for flag in asked["flags"].split(",") if flag)
     with closing(connect(endpoint)) as client:
         found = find_volume(client, name_or_id)
         volume_id, block = found["volume_id"], found["access"] == "block"
         staging = found["staging_paths"][0] if found["staging_paths"] else _staging_path(volume_id)
         client.stage(volume_id, staging, block=block, mount_flags=mount_flags)
-        client.publish(volume_id, staging, target, block=block, mount_flags=mount_flags, read_only=read_only)
+        client.publish(volume_id, staging, target, block=block, mount_flags=mount_flags, read_only=asked["read_only"])
     click.echo(f"{volume_id} is mounted at {target}")
 
 

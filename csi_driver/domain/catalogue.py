@@ -73,6 +73,10 @@ class Catalogue:
             raise damage
         raise VolumeNotFound(volume_id)
 
+    def has(self, volume_id: str) -> bool:
+        """Whether the volume exists, served or quarantined."""
+        return volume_id in self._by_id or volume_id in self._quarantined
+
     def named(self, name: str) -> Volume | None:
         """The volume that was created under `name`, the idempotency key of CreateVolume."""
         volume_id = self._by_name.get(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from csi_driver.backends.attachments import Attachments
@@ -13,11 +15,14 @@ from csi_driver.backends.filesystem_image import FilesystemImageBackend
 from csi_driver.backends.image import ImageFiles
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.ledger import Ledger, Space, is_counted
-from csi_driver.errors import InvalidField, NotReady, PoolRefused
+from csi_driver.errors import InvalidField, NotReady, OperationPending, PoolRefused
 from csi_driver.linux import btrfs, filesystem, lock
 from csi_driver.model import PoolName, Volume, VolumeType
 from csi_driver.store.pool import IDENTITY, PoolDirectory
 from csi_driver.store.runtime import RuntimeDirectory
+
+# Half of the threads that serve mutating calls (rpc.server).
+_SLOTS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Pool:
             self.store.close()
             raise PoolRefused(options.directory, "another hostvol process serves it")
         self._lock_fd = held
+        self._slots = threading.BoundedSemaphore(_SLOTS)
         self.runtime = RuntimeDirectory(state_dir, self.store.identity.pool_uuid)
         self.filesystem_name = filesystem.filesystem_name(self.store.root_fd)
         self.attachments = Attachments(self.store)
@@ -82,6 +88,19 @@ class Pool:
         if volume.volume_type is VolumeType.DIRECTORY:
             return self._directory
         return self._block_image if volume.is_block else self._filesystem_image
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Do one operation in this pool, beside so many others that a pool whose disk hangs leaves threads to the rest.
+
+        Raises: OperationPending when too many are under way.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise OperationPending(f"pool {self.name} ({_SLOTS} of them)")
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     def require_present(self) -> None:
         """Refuse to write where the pool is not mounted any more.

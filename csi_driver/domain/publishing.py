@@ -126,9 +126,15 @@ class Publishing:
             backend.release(volume)
         if backend.is_held(volume):
             raise VolumeInUse(volume.volume_id, "its image is open in another process or loop device")
+        # What was remembered of mounts that somebody else took away.
+        self._save(volume, RuntimeState())
 
     def _claim(self, volume: Volume, call: object, deadline: float | None, work: Callable[[], None]) -> None:
-        self._claims.run(("volume", volume.volume_id), call, deadline, work)
+        def within_slot() -> None:
+            with self._pools.of(volume).slot():
+                work()
+
+        self._claims.run(("volume", volume.volume_id), call, deadline, within_slot)
 
     # stage
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
 
 from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
+from csi_driver.backends.directory import tend_quotas
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.pools import Pool, PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
@@ -21,9 +23,11 @@ from csi_driver.linux import loop
 from csi_driver.model import Volume, VolumeId
 from csi_driver.store import records
 from csi_driver.store.pool import VOLUMES
+from csi_driver.store.runtime import RuntimeState
 
 _log = logging.getLogger("hostvol.startup")
 _MEASURE_SECONDS = 300.0
+_IMAGE_PATH = re.compile(rf"/{VOLUMES}/([a-z0-9-]+)/{re.escape(IMAGE)}$")
 
 
 class Startup:
@@ -71,6 +75,8 @@ class Startup:
         while True:
             for ledger in self._pools.ledgers():
                 ledger.measure()
+            for pool in list(self._pools.opened.values()):
+                self._tend_quotas(pool)
             if self._stopped.wait(_MEASURE_SECONDS):
                 return
 
@@ -114,16 +120,26 @@ class Startup:
 
     def _adopt_loops(self, pool: Pool) -> None:
         """Find the loop devices of this pool's images again: by the path that sysfs shows, then by their inode."""
-        prefix = f"{pool.store.directory}/{VOLUMES}/"
         for number, path in loop.backing_paths():
-            if not (path.startswith(prefix) and path.endswith(f"/{IMAGE}")):
-                continue
-            volume_id = VolumeId(path.removeprefix(prefix).removesuffix(f"/{IMAGE}"))
-            pool.attachments.adopt(volume_id, number)
+            # The end of the path only: seen from another container it begins at that container's mount.
+            match = _IMAGE_PATH.search(path)
+            if match is not None:
+                pool.attachments.adopt(VolumeId(match[1]), number)
 
     def _adopt_states(self, pool: Pool) -> None:
         for volume_id, state in pool.runtime.load_all().items():
-            self._publishing.restore(volume_id, state)
+            if self._catalogue.has(volume_id):
+                self._publishing.restore(volume_id, state)
+            else:
+                # Deleted by a process that ended before it could say so here.
+                pool.runtime.save(volume_id, RuntimeState())
+
+    @staticmethod
+    def _tend_quotas(pool: Pool) -> None:
+        try:
+            tend_quotas(pool.store)
+        except OSError as cause:
+            _log.warning("pool %s: its quotas cannot be tended: %s", pool.name, cause)
 
     def _clear_leftovers(self, pool: Pool) -> None:
         # Listed before the first request: what is built meanwhile is not among them.

@@ -80,6 +80,10 @@ class Volumes:
         if not is_accessible:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.get(spec.parameters.pool)
+        with pool.slot():
+            return self._create_in(pool, spec)
+
+    def _create_in(self, pool: Pool, spec: VolumeSpec) -> Volume:
         pool.require_present()
         planned = self._planned(spec)
         volume = pool.backend(planned).choose_identity(planned)
@@ -152,15 +156,19 @@ class Volumes:
             self._clear_again(volume_id)
             return
         pool = self._pools.of(volume)
+        with pool.slot():
+            self._delete_from(pool, volume)
+
+    def _delete_from(self, pool: Pool, volume: Volume) -> None:
         pool.require_present()
         self._publishing.withdraw(volume)
         crash_point("delete.withdrawn")
-        self._uncleared[volume_id] = (pool, pool.store.discard(volume_id))
+        self._uncleared[volume.volume_id] = (pool, pool.store.discard(volume.volume_id))
         self._catalogue.remove(volume)
         # What lies in the trash grows no more; what it still holds, the filesystem counts as used.
         pool.ledger.forget(volume)
         crash_point("delete.discarded")
-        self._clear_again(volume_id)
+        self._clear_again(volume.volume_id)
         crash_point("delete.cleared")
 
     def _clear_again(self, volume_id: str) -> None:

@@ -4,9 +4,9 @@ Every descriptor may be any file or directory of the filesystem unless it says o
 caller's. Quotas are full qgroups: simple quotas set an incompatible feature bit, and an older kernel then
 refuses the mount.
 
-Life of a qgroup: it is made with its subvolume (0/<subvolume id>). Deleting the subvolume only unlinks it;
-the space comes back when the kernel's cleaner is through, and Linux 6.11 and later then remove the qgroup
-too. Older kernels leave it for ever: `stale_qgroups` finds these, `destroy_qgroup` removes them.
+Life of a qgroup: it is made with its subvolume (0/<subvolume id>). Deleting the subvolume only unlinks it; the
+space comes back when the kernel's cleaner is through (it wakes with each commit), and then Linux 6.18 removes the
+qgroup too. 6.1 leaves it for ever: `stale_qgroups` finds these, `destroy_qgroup` removes them.
 
 Source: include/uapi/linux/btrfs.h, include/uapi/linux/btrfs_tree.h,
 fs/btrfs/{ioctl,qgroup,space-info,volumes}.c.
@@ -48,6 +48,8 @@ BTRFS_IOC_INO_LOOKUP: Final = iowr(_MAGIC, 18, INO_LOOKUP.size)
 QUOTA_CTL: Final = struct.Struct("=QQ")
 BTRFS_IOC_QUOTA_CTL: Final = iowr(_MAGIC, 40, QUOTA_CTL.size)
 _QUOTA_CTL_ENABLE: Final = 1
+_QUOTA_RESCAN_BYTES: Final = 64  # struct btrfs_ioctl_quota_rescan_args, all zero
+BTRFS_IOC_QUOTA_RESCAN: Final = iow(_MAGIC, 44, _QUOTA_RESCAN_BYTES)
 BTRFS_IOC_QUOTA_RESCAN_WAIT: Final = io(_MAGIC, 46)
 
 # struct btrfs_ioctl_qgroup_create_args: create, qgroupid
@@ -77,6 +79,8 @@ _GREATEST: Final = (1 << 64) - 1
 
 QGROUP_STATUS: Final = struct.Struct("<QQQQ")  # version, generation, flags, rescan
 _STATUS_ON: Final = 1
+_STATUS_RESCAN: Final = 1 << 1
+_STATUS_INCONSISTENT: Final = 1 << 2
 _STATUS_SIMPLE: Final = 1 << 3
 QGROUP_INFO: Final = struct.Struct("<QQQQQ")  # generation, rfer, rfer_cmpr, excl, excl_cmpr
 QGROUP_LIMIT_ITEM: Final = struct.Struct("<QQQQQ")  # flags, max_rfer, max_excl, rsv_rfer, rsv_excl
@@ -212,10 +216,20 @@ def quota_enabled(fd: int) -> bool:
     Raises:
         OSError: ENOTTY where this is no btrfs, EPERM without CAP_SYS_ADMIN.
     """
-    for _, content in _quota_items(fd, _QGROUP_STATUS_KEY, 0):
-        flags = QGROUP_STATUS.unpack_from(content)[2]
-        return bool(flags & _STATUS_ON) and not flags & _STATUS_SIMPLE
-    return False
+    flags = _quota_status(fd)
+    return bool(flags & _STATUS_ON) and not flags & _STATUS_SIMPLE
+
+
+def quota_consistent(fd: int) -> bool:
+    """Tell whether usage is right, as of the last commit; False also while it is being counted, or quotas are off.
+
+    The kernel gives up counting when a large snapshot is dropped (qgroups/drop_subtree_threshold in sysfs) or a
+    qgroup is assigned by hand. Limits then hold against stale figures until `rescan_quota`.
+
+    Raises:
+        OSError: as quota_enabled.
+    """
+    return _quota_status(fd) & (_STATUS_ON | _STATUS_RESCAN | _STATUS_INCONSISTENT) == _STATUS_ON
 
 
 def enable_quota(fd: int) -> None:
@@ -231,6 +245,20 @@ def enable_quota(fd: int) -> None:
     exchange(fd, BTRFS_IOC_QUOTA_RESCAN_WAIT, bytearray(8))
     if not quota_enabled(fd):
         raise OSError(errno.EINVAL, "simple quotas are on, and their limits count otherwise")
+
+
+def rescan_quota(fd: int) -> None:
+    """Count again what all subvolumes refer to, and wait for it; joins a count that runs already.
+
+    Raises:
+        OSError: ENOTCONN or EINVAL when quotas are off, EROFS.
+    """
+    try:
+        exchange(fd, BTRFS_IOC_QUOTA_RESCAN, bytearray(_QUOTA_RESCAN_BYTES))
+    except OSError as error:
+        if error.errno != errno.EINPROGRESS:
+            raise
+    exchange(fd, BTRFS_IOC_QUOTA_RESCAN_WAIT, bytearray(8))
 
 
 def set_qgroup_limit(fd: int, subvolume_id: int, max_referenced_bytes: int) -> None:
@@ -264,7 +292,8 @@ def qgroup_usage(fd: int, subvolume_id: int) -> QgroupUsage:
 def destroy_qgroup(fd: int, subvolume_id: int) -> bool:
     """Remove the qgroup of a subvolume that is gone; False while the kernel still cleans the subvolume up.
 
-    Gone already is True: Linux 6.11 and later remove it themselves.
+    Gone already is True: Linux 6.18 removes it itself. For ids of deleted subvolumes only: kernels before 6.8 take
+    the qgroup of a living one away without a word.
 
     Raises:
         OSError: ENOTCONN when quotas are off.
@@ -281,7 +310,7 @@ def destroy_qgroup(fd: int, subvolume_id: int) -> bool:
 
 
 def stale_qgroups(fd: int) -> list[int]:
-    """Return the ids of subvolumes that are gone for good and left a qgroup behind (kernels before 6.11).
+    """Return the ids of subvolumes that are gone for good and left a qgroup behind (Linux 6.1 does).
 
     Raises:
         OSError: as quota_enabled.
@@ -451,6 +480,14 @@ def _space_answer(fd: int, slots: int) -> bytearray:
     SPACE_ARGS.pack_into(structure, 0, slots, 0)
     exchange(fd, BTRFS_IOC_SPACE_INFO, structure)
     return structure
+
+
+def _quota_status(fd: int) -> int:
+    """Return the flags of the quota tree, 0 when there is none."""
+    for _, content in _quota_items(fd, _QGROUP_STATUS_KEY, 0):
+        flags: int = QGROUP_STATUS.unpack_from(content)[2]
+        return flags
+    return 0
 
 
 def _quota_items(fd: int, item_type: int, identity: int | None = None) -> Iterator[tuple[int, bytes]]:

@@ -1,4 +1,4 @@
-"""The magic number of the filesystem behind a descriptor; Python's statvfs leaves it out. Knows no filesystem by name."""
+"""The magic number of the filesystem behind a descriptor; Python's statvfs leaves it out. Knows no names."""
 
 from __future__ import annotations
 

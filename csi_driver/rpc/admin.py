@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
+from typing import TypeVar
 
 from csi_driver.domain import inspection, pages
 from csi_driver.domain.inspection import VolumeView
@@ -14,6 +16,7 @@ from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
 
 _PAGE = 500
+Answer = TypeVar("Answer")
 
 
 class AdminServicer:
@@ -23,6 +26,9 @@ class AdminServicer:
         self._node = node
 
     def ListPools(self, request: admin_pb2.ListPoolsRequest, call: Call) -> admin_pb2.ListPoolsResponse:
+        return self._once("all pools", call, self._pools)
+
+    def _pools(self) -> admin_pb2.ListPoolsResponse:
         counts = inspection.volume_counts(self._node)
         pools = [self._pool(pool, counts.get(name, 0)) for name, pool in self._node.pools.opened.items()]
         refused = [
@@ -33,7 +39,19 @@ class AdminServicer:
 
     def ListVolumes(self, request: admin_pb2.ListVolumesRequest, call: Call) -> admin_pb2.ListVolumesResponse:
         limit = min(parsing.max_entries(request.max_entries) or _PAGE, _PAGE)
-        volumes, complete = pages.page(self._node.catalogue, limit, request.starting_token)
+        token = request.starting_token
+        return self._once(f"volumes {limit} {token}", call, lambda: self._volumes(limit, token))
+
+    def GetVolume(self, request: admin_pb2.GetVolumeRequest, call: Call) -> admin_pb2.VolumeDetail:
+        volume_id = parsing.volume_id(request.volume_id)
+        return self._once(volume_id, call, lambda: _detail(inspection.view(self._node, volume_id)))
+
+    def _once(self, subject: str, call: Call, look: Callable[[], Answer]) -> Answer:
+        """Look in one thread, whoever else asks the same: a pool whose disk hangs must not collect the askers."""
+        return self._node.claims.run(("a look at", subject), subject, call.deadline, look)
+
+    def _volumes(self, limit: int, starting_token: str) -> admin_pb2.ListVolumesResponse:
+        volumes, complete = pages.page(self._node.catalogue, limit, starting_token)
         response = admin_pb2.ListVolumesResponse()
         response.volumes.extend(_detail(view) for view in inspection.views(self._node, volumes))
         if not complete:
@@ -41,9 +59,6 @@ class AdminServicer:
         else:
             response.volumes.extend(_detail(view) for view in inspection.quarantined_views(self._node))
         return response
-
-    def GetVolume(self, request: admin_pb2.GetVolumeRequest, call: Call) -> admin_pb2.VolumeDetail:
-        return _detail(inspection.view(self._node, parsing.volume_id(request.volume_id)))
 
     def _pool(self, pool: Pool, volume_count: int) -> admin_pb2.Pool:
         space = pool.ledger.space()

@@ -74,7 +74,11 @@ class ControllerServicer:
         access_type, fs_type, values = parsing.capacity_question(request)
         if request.HasField("accessible_topology") and not self._is_this_node([request.accessible_topology]):
             return csi_pb2.GetCapacityResponse(available_capacity=0)
-        found = capacity.ask(self._node.pools, access_type, fs_type, values)
+        question = (access_type, fs_type, values)
+        # One thread per question: a pool whose disk hangs must not collect those that ask again each minute.
+        found = self._node.claims.run(
+            ("capacity", *question), question, call.deadline, lambda: capacity.ask(self._node.pools, *question)
+        )
         response = csi_pb2.GetCapacityResponse(available_capacity=found.available_bytes)
         response.maximum_volume_size.value = found.maximum_bytes
         response.minimum_volume_size.value = found.minimum_bytes

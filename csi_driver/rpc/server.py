@@ -43,7 +43,7 @@ class NodeServer:
         endpoint.clear_stale(self.path)
         self._instant = ThreadPoolExecutor(4, thread_name_prefix="instant")
         self._statistics = ThreadPoolExecutor(64, thread_name_prefix="statistics")
-        self._mutations = ThreadPoolExecutor(128, thread_name_prefix="mutation")
+        self._mutations = ThreadPoolExecutor(256, thread_name_prefix="mutation")
         self._server = grpc.server(self._mutations, options=_OPTIONS)
         self._register(Edge(metrics), node)
         # The socket is made with the process's umask: nobody else may connect between bind and chmod.
