@@ -55,6 +55,7 @@ def test_structures_and_numbers_are_those_of_the_headers() -> None:
         "BTRFS_IOC_SUBVOL_SETFLAGS": 0x4008941A,
         "BTRFS_IOC_INO_LOOKUP": 0xD0009412,
         "BTRFS_IOC_QUOTA_CTL": 0xC0109428,
+        "BTRFS_IOC_QUOTA_RESCAN": 0x4040942C,
         "BTRFS_IOC_QUOTA_RESCAN_WAIT": 0x942E,
         "BTRFS_IOC_QGROUP_CREATE": 0x4010942A,
         "BTRFS_IOC_QGROUP_LIMIT": 0x8030942B,
@@ -150,6 +151,7 @@ def test_nocow_needs_an_empty_file(pool: Path) -> None:
 def test_quota_is_off_until_it_is_enabled_and_simple_quota_is_refused(tmp_path: Path) -> None:
     with mounted(tmp_path, "btrfs") as path, opened(path) as fd:
         assert not btrfs.quota_enabled(fd)
+        assert not btrfs.quota_consistent(fd)
         assert btrfs.stale_qgroups(fd) == []
         with pytest.raises(OSError, match="not connected"):
             btrfs.set_qgroup_limit(fd, 5, MIB)
@@ -171,6 +173,31 @@ def test_quota_is_off_until_it_is_enabled_and_simple_quota_is_refused(tmp_path: 
         assert not btrfs.quota_enabled(fd)
         with pytest.raises(OSError, match="simple quotas"):
             btrfs.enable_quota(fd)
+
+
+def test_a_count_that_the_kernel_gave_up_is_seen_and_made_again(quota_pool: Path) -> None:
+    with opened(quota_pool) as parent:
+        assert btrfs.quota_consistent(parent)
+        for name in ("sub", "other"):
+            btrfs.create_subvolume(parent, name)
+            (quota_pool / name / "file").write_bytes(os.urandom(MIB))
+        # Two names for the same extents: assigning one of them cannot be counted on the fly.
+        run("cp", "--reflink=always", quota_pool / "sub" / "file", quota_pool / "other" / "shared")
+        sync(quota_pool)
+        with opened(quota_pool / "sub") as fd:
+            identity = btrfs.subvolume_id(fd)
+        run("btrfs", "qgroup", "create", "1/100", quota_pool)
+        subprocess.run(
+            ["btrfs", "qgroup", "assign", "--no-rescan", f"0/{identity}", "1/100", str(quota_pool)],
+            check=False,
+            capture_output=True,
+        )
+        sync(quota_pool)
+        assert not btrfs.quota_consistent(parent)
+        assert btrfs.quota_enabled(parent)
+        btrfs.rescan_quota(parent)
+        sync(quota_pool)
+        assert btrfs.quota_consistent(parent)
 
 
 def test_usage_and_limit_are_those_that_btrfs_shows(quota_pool: Path) -> None:

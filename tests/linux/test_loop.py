@@ -362,3 +362,11 @@ def test_a_copy_of_the_mount_in_another_namespace_is_named(ext4_image: int, targ
         child.communicate(b"\n")
     assert f"mounted in the mount namespace of process {child.pid} (sh)" in holders
     assert loop.is_gone(device.number, **identity(ext4_image), patience_seconds=5)
+
+
+def test_the_paths_of_backing_files_are_those_that_losetup_shows(tmp_path: Path, image: int) -> None:
+    with loop.attach(image, block_size=4096, autoclear=True, direct_io="preferred") as device:
+        paths = dict(loop.backing_paths())
+        assert paths[device.number] == str(tmp_path / "disk.img")
+        assert run("losetup", "-n", "-O", "BACK-FILE", device.path).strip() == paths[device.number]
+    assert device.number not in dict(loop.backing_paths())

@@ -186,3 +186,22 @@ def test_a_source_that_shrinks_is_an_error(holed: Path) -> None:
         reflink.copy_sparse(source, target, progress=lambda copied: os.ftruncate(source, 41 * MIB))
     os.close(source)
     os.close(target)
+
+
+def test_copied_data_shares_nothing_and_keeps_the_targets_own_blocks(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        file.truncate(8 << 20)
+        for offset in (0, 3 << 20, (8 << 20) - 4096):
+            os.pwrite(file.fileno(), os.urandom(4096), offset)
+    with target.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 8 << 20)
+    source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    target_fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        assert reflink.copy_data(source_fd, target_fd) >= 3 * 4096
+    finally:
+        os.close(source_fd)
+        os.close(target_fd)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 >= 8 << 20
