@@ -153,6 +153,57 @@ class UndoFailed(HostvolError):
     """A failed operation could not be undone completely; repeating it finishes the work."""
 
 
+class NodeUnreachable(HostvolError):
+    """The node that must serve a call is not attached to the router, or went away in the middle."""
+
+
+class ObjectUnknown(HostvolError):
+    """No node of the cluster can hold an object with the id."""
+
+    def __init__(self, field: str, object_id: str) -> None:
+        super().__init__(f"{field} {object_id[:128]!r}: no node of this cluster holds it")
+
+
+class ObjectsApart(HostvolError):
+    """Objects that must be on one node are on several."""
+
+    def __init__(self, field: str, first: str, other: str) -> None:
+        super().__init__(f"{field}: {other[:128]!r} is not on the node of {first[:128]!r}; all must be on one node")
+
+
+class NotOffered(HostvolError):
+    """The driver does not have the RPC."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"{method} is not offered")
+
+
+class NoNodeForTopology(HostvolError):
+    """No topology that is asked for names a node of this driver."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"accessibility_requirements: no requisite topology has the segment {key}")
+
+
+class TokenRefused(HostvolError):
+    """A node's token proves nothing: missing, expired, or made for somebody else."""
+
+
+class NodeRefused(HostvolError):
+    """The token is good, but not for what its bearer does with it."""
+
+
+class NodeKeyTaken(HostvolError):
+    """Another node of the cluster has the same key."""
+
+    def __init__(self, node_id: str, holder: str) -> None:
+        super().__init__(f"node {node_id} has the same key as {holder}, which is attached; rename one of them")
+
+
+class OrchestratorUnavailable(HostvolError):
+    """The orchestrator's API does not answer, or refuses us."""
+
+
 class CallFailed(HostvolError):
     """The driver answered a command of the operator with an error."""
 

@@ -79,6 +79,7 @@ class BlockImageBackend:
             loop.set_read_only(device, read_only)
         finally:
             os.close(device)
+        crash_point("publish.device_set")
         return os.open(loop.device_path(number), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def release(self, volume: Volume) -> None:

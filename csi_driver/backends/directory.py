@@ -105,7 +105,7 @@ class DirectoryBackend:
 
     def own_bytes(self, volume: Volume) -> int:
         """What the directory holds, as its quota counts it."""
-        return 0 if volume.parameters.quota is QuotaPolicy.NONE else self._used_bytes(volume)
+        return self._used_bytes(volume) if self._is_limited(volume) else 0
 
     def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
         """Show the directory at the staging path."""
@@ -143,7 +143,7 @@ class DirectoryBackend:
     def usage(self, volume: Volume, path_fd: int) -> Usage:
         """Usage by its quota; without one, of the whole filesystem of the pool, which is what the volume can fill."""
         space = filesystem.space(path_fd)
-        if volume.parameters.quota is QuotaPolicy.NONE:
+        if not self._is_limited(volume):
             return Usage(
                 space.total_bytes,
                 space.used_bytes,
@@ -162,11 +162,16 @@ class DirectoryBackend:
         if self._kind is QuotaKind.QGROUP:
             if not btrfs.quota_enabled(data_fd):
                 btrfs.enable_quota(data_fd)
+                crash_point("directory.quota_enabled")
             btrfs.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), volume.capacity_bytes)
             return
         quota.set_project(data_fd, volume.project_id)
         crash_point("directory.project_set")
         quota.set_limit(data_fd, volume.project_id, volume.capacity_bytes)
+
+    def _is_limited(self, volume: Volume) -> bool:
+        """Whether a quota holds the volume now: the filesystem may be mounted without the one that it was made with."""
+        return volume.parameters.quota is QuotaPolicy.REQUIRED and self._kind is not QuotaKind.NONE
 
     def _used_bytes(self, volume: Volume) -> int:
         if self._kind is QuotaKind.PROJECT:

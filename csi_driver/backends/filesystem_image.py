@@ -46,18 +46,13 @@ class FilesystemImageBackend:
 
         Raises: VolumeBusy, VolumeDamaged, OSError.
         """
-        wanted = options.checked(volume.fs_type, mount_flags)
-        with self._attachments.attach(volume, autoclear=True) as device:
-            try:
-                mount.mount_filesystem(
-                    device.path,
-                    volume.fs_type,
-                    target_fd,
-                    options=(*_ALWAYS.get(volume.fs_type, ()), *wanted.options),
-                    flags=wanted.flags,
-                )
-            except OSError as cause:
-                raise VolumeDamaged(volume.volume_id, f"cannot be mounted: {cause.strerror}") from cause
+        number = self._attachments.number(volume.volume_id)
+        if number is not None and self._entries(number):
+            # Still published, but its staging mount was taken away behind our back: show the same superblock again.
+            self._mount(volume, device_path(number), target_fd, mount_flags)
+        else:
+            with self._attachments.attach(volume, autoclear=True) as device:
+                self._mount(volume, device.path, target_fd, mount_flags)
         crash_point("stage.mounted")
 
     def finish_stage(self, volume: Volume, mounted_fd: int) -> None:
@@ -120,6 +115,20 @@ class FilesystemImageBackend:
             space.inodes_used,
             space.inodes_free,
         )
+
+    @staticmethod
+    def _mount(volume: Volume, source: str, target_fd: int, mount_flags: tuple[str, ...]) -> None:
+        wanted = options.checked(volume.fs_type, mount_flags)
+        try:
+            mount.mount_filesystem(
+                source,
+                volume.fs_type,
+                target_fd,
+                options=(*_ALWAYS.get(volume.fs_type, ()), *wanted.options),
+                flags=wanted.flags,
+            )
+        except OSError as cause:
+            raise VolumeDamaged(volume.volume_id, f"cannot be mounted: {cause.strerror}") from cause
 
     @staticmethod
     def _entries(number: int) -> list[mountinfo.MountEntry]:

@@ -62,6 +62,7 @@ class ImageFiles:
     def _fill(self, volume: Volume, image_fd: int) -> None:
         if volume.is_thick:
             os.posix_fallocate(image_fd, 0, volume.capacity_bytes)
+            crash_point("image.allocated")
         if volume.is_block:
             os.ftruncate(image_fd, volume.capacity_bytes)
         elif volume.fs_type in _WITH_TEMPLATE:
@@ -82,6 +83,7 @@ class ImageFiles:
                 reflink.copy_data(template_fd, image_fd)
         finally:
             os.close(template_fd)
+        crash_point("image.copied")
         if volume.fs_type == "ext4":
             ext4_superblock.write_uuid(image_fd, volume.fs_uuid)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Final
 
 from csi_driver.backends.directory import DATA
 from csi_driver.errors import RecordDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, quota, tree
 from csi_driver.store import durable, records
+
+_LIFTABLE: Final = frozenset({quota.ProjectQuotaState.ENFORCED, quota.ProjectQuotaState.COUNTED})
 
 
 def clear(room_fd: int, name: str) -> None:
@@ -34,6 +37,7 @@ def clear(room_fd: int, name: str) -> None:
         os.close(object_fd)
     crash_point("clear.data_removed")
     tree.remove_tree(room_fd, name)
+    crash_point("clear.removed")
 
 
 def _clear_data(object_fd: int, name: str) -> None:
@@ -61,6 +65,7 @@ def _remove_subvolume(object_fd: int, subvolume: int) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EPERM, errno.EROFS):
             raise
         tree.remove_tree(object_fd, DATA)
+    crash_point("clear.subvolume_removed")
     if btrfs.quota_enabled(object_fd):
         btrfs.destroy_qgroup(object_fd, subvolume)
 
@@ -72,6 +77,7 @@ def _free_project(object_fd: int, name: str) -> None:
         project_id = int(records.unseal(content, "volume", name)["project_id"])
     except (FileNotFoundError, ValueError, KeyError, RecordDamaged):
         return
-    if project_id and quota.project_quota_enforced(object_fd):
+    # Where projects are only counted a limit can be lifted as well, and would be back in force after the next mount.
+    if project_id and quota.project_quota_state(object_fd) in _LIFTABLE:
         quota.set_limit(object_fd, project_id, 0)
         crash_point("clear.project_freed")

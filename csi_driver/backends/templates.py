@@ -69,6 +69,7 @@ class Templates:
         self._drop_the_oldest()
         descriptor = os.open(temporary, _NEW, 0o600, dir_fd=room)
         try:
+            crash_point("template.made")
             if btrfs.is_btrfs(descriptor):
                 btrfs.set_nocow(descriptor)
             os.ftruncate(descriptor, size_bytes)
@@ -76,6 +77,7 @@ class Templates:
             os.fsync(descriptor)
             crash_point("template.formatted")
             os.rename(temporary, name, src_dir_fd=room, dst_dir_fd=room)
+            crash_point("template.kept")
         except BaseException:
             os.close(descriptor)
             durable.unlink_if_there(room, temporary)

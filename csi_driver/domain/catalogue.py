@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
+from collections.abc import Callable
 
 from csi_driver.errors import RecordDamaged, VolumeNotFound
 from csi_driver.model import Volume, VolumeId
@@ -21,9 +22,18 @@ class Catalogue:
         self._by_name: dict[str, VolumeId] = {}
         self._ordered: list[str] = []
         self._quarantined: dict[str, RecordDamaged] = {}
+        self._watchers: list[Callable[[VolumeId, Volume | None], None]] = []
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def watch(self, watcher: Callable[[VolumeId, Volume | None], None]) -> None:
+        """`watcher` hears of every change from now on, in order and before its maker goes on; None: gone.
+
+        It is called under the catalogue's lock: it only takes a note.
+        """
+        with self._lock:
+            self._watchers.append(watcher)
 
     def add(self, volume: Volume) -> None:
         """The volume exists from now on. A name that two records bear stays with the older one."""
@@ -34,6 +44,7 @@ class Catalogue:
             holder = self._by_id.get(self._by_name.get(volume.name, ""))
             if holder is None or volume.created_at < holder.created_at:
                 self._by_name[volume.name] = volume.volume_id
+            self._tell(volume.volume_id, volume)
 
     def add_all(self, volumes: list[Volume]) -> None:
         """The same as `add` for each, in one pass (a start loads thousands)."""
@@ -41,6 +52,7 @@ class Catalogue:
             for volume in sorted(volumes, key=lambda volume: volume.created_at):
                 self._by_id[volume.volume_id] = volume
                 self._by_name.setdefault(volume.name, volume.volume_id)
+                self._tell(volume.volume_id, volume)
             self._ordered = sorted(self._by_id)
 
     def remove(self, volume: Volume) -> None:
@@ -51,6 +63,7 @@ class Catalogue:
             del self._ordered[bisect.bisect_left(self._ordered, volume.volume_id)]
             if self._by_name.get(volume.name) == volume.volume_id:
                 del self._by_name[volume.name]
+            self._tell(volume.volume_id, None)
 
     def quarantine(self, volume_id: str, damage: RecordDamaged) -> None:
         """The object stays on disk, untouched and unserved, until an operator decides."""
@@ -95,3 +108,7 @@ class Catalogue:
         """A snapshot of all volumes, in no order."""
         with self._lock:
             return list(self._by_id.values())
+
+    def _tell(self, volume_id: VolumeId, volume: Volume | None) -> None:
+        for watcher in self._watchers:
+            watcher(volume_id, volume)

@@ -7,6 +7,7 @@ is available less a reserve, so nobody runs out of what he was promised except b
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -62,15 +63,17 @@ class Ledger:
     """The promises made on one filesystem.
 
     An *own* that was not measured counts as 0. One that was measured before the workload discarded blocks is too
-    large, so a grant rests on a measurement only while that is fresh; a grant that holds even if nobody owned
-    anything needs none.
+    large, while what was discarded is available again. But the sum of both, the room, changes neither by a write nor
+    by a discard: no grant goes beyond the room that was measured last. A grant that holds even if nobody owned
+    anything needs no measurement, and a refusal rests on one that was begun for it.
     """
 
     def __init__(self, filesystem: Filesystem) -> None:
         self._filesystem = filesystem
         self._lock = threading.Lock()
         self._measuring = threading.Lock()
-        self._measured_at = -_FRESH_SECONDS
+        self._measured_at = -math.inf
+        self._room_bytes: float = math.inf
         self._held: dict[VolumeId, _Held] = {}
         self._growth_bytes = self._own_bytes = self._size_bytes = self._worst_bytes = 0
 
@@ -90,7 +93,9 @@ class Ledger:
 
     def grantable_bytes(self, overcommit: float, *, thick: bool = False) -> int:
         """The largest volume that would be granted now, a multiple of 4096; never more than that."""
-        if self._usable_bytes() < self._worst_bytes:
+        usable = self._usable_bytes()
+        # More room than was measured: discarded by a volume, or freed by a stranger. Only a measurement tells.
+        if usable < self._worst_bytes or usable + self._own_bytes > self._room_bytes:
             self.measure()
         with self._lock:
             return max(0, self._grantable(overcommit, thick) // BLOCK_BYTES * BLOCK_BYTES)
@@ -102,12 +107,16 @@ class Ledger:
         """
         if not is_counted(volume) or self._admit_without_measuring(volume, overcommit):
             return
-        self.measure()
-        with self._lock:
-            grantable = self._grantable(overcommit, volume.is_thick)
-            if volume.capacity_bytes > grantable:
-                raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
-            self._hold(volume, volume.capacity_bytes, 0)
+        arrived = time.monotonic()
+        grantable = 0
+        for since in (arrived - _FRESH_SECONDS, arrived):
+            self.measure(since)
+            with self._lock:
+                grantable = self._grantable(overcommit, volume.is_thick)
+                if volume.capacity_bytes <= grantable:
+                    self._hold(volume, volume.capacity_bytes, 0)
+                    return
+        raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
 
     def settle(self, volume: Volume, own_bytes: int) -> None:
         """The volume is there and owns `own_bytes`. Idempotent; also how a measurement is told."""
@@ -121,17 +130,21 @@ class Ledger:
         with self._lock:
             self._drop(volume)
 
-    def measure(self) -> None:
-        """Measure what every volume owns, unless that was done just now.
+    def measure(self, since: float | None = None) -> None:
+        """Measure what every volume owns, unless that was begun after `since` (time.monotonic(); None: just now).
 
         One thread measures at a time; the others wait for it and take its result.
         """
         with self._measuring:
-            if self._measured_at + _FRESH_SECONDS > time.monotonic():
-                return
             started = time.monotonic()
+            if self._measured_at > (started - _FRESH_SECONDS if since is None else since):
+                return
+            usable = self._usable_bytes()
             for volume in self._filesystem.volumes():
                 self._measure_one(volume)
+            with self._lock:
+                # The lesser of both: what was written or discarded meanwhile must not count twice.
+                self._room_bytes = min(usable, self._usable_bytes()) + self._own_bytes
             self._measured_at = started
 
     def _measure_one(self, volume: Volume) -> None:
@@ -162,8 +175,8 @@ class Ledger:
     def _grantable(self, overcommit: float, thick: bool) -> int:
         usable = self._usable_bytes()
         if thick or overcommit <= 1.0:
-            return usable - self._growth_bytes
-        return int(overcommit * (usable + self._own_bytes)) - self._size_bytes
+            return int(min(usable - self._growth_bytes, self._room_bytes - self._size_bytes))
+        return int(overcommit * min(usable + self._own_bytes, self._room_bytes)) - self._size_bytes
 
     def _hold(self, volume: Volume, growth: int, own: int) -> None:
         self._drop(volume)

@@ -21,8 +21,9 @@ from csi_driver.model import PoolName, Volume, VolumeType
 from csi_driver.store.pool import IDENTITY, PoolDirectory
 from csi_driver.store.runtime import RuntimeDirectory
 
-# Half of the threads that serve mutating calls (rpc.server).
+# Half of the threads that serve mutating calls, and half of those for statistics (rpc.server).
 _SLOTS = 128
+_QUESTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Pool:
             raise PoolRefused(options.directory, "another hostvol process serves it")
         self._lock_fd = held
         self._slots = threading.BoundedSemaphore(_SLOTS)
+        self._questions = threading.BoundedSemaphore(_QUESTIONS)
         self.runtime = RuntimeDirectory(state_dir, self.store.identity.pool_uuid)
         self.filesystem_name = filesystem.filesystem_name(self.store.root_fd)
         self.attachments = Attachments(self.store)
@@ -93,14 +95,30 @@ class Pool:
     def slot(self) -> Iterator[None]:
         """Do one operation in this pool, beside so many others that a pool whose disk hangs leaves threads to the rest.
 
+        To be taken before the claim: whoever waits for another's outcome holds a thread as well.
+
         Raises: OperationPending when too many are under way.
         """
-        if not self._slots.acquire(blocking=False):
-            raise OperationPending(f"pool {self.name} ({_SLOTS} of them)")
+        with self._one_of(self._slots, _SLOTS):
+            yield
+
+    @contextmanager
+    def question(self) -> Iterator[None]:
+        """The same for statistics, which have threads of their own.
+
+        Raises: OperationPending when too many are under way.
+        """
+        with self._one_of(self._questions, _QUESTIONS):
+            yield
+
+    @contextmanager
+    def _one_of(self, places: threading.BoundedSemaphore, count: int) -> Iterator[None]:
+        if not places.acquire(blocking=False):
+            raise OperationPending(f"pool {self.name} ({count} of them)")
         try:
             yield
         finally:
-            self._slots.release()
+            places.release()
 
     def require_present(self) -> None:
         """Refuse to write where the pool is not mounted any more.

@@ -107,7 +107,8 @@ class Publishing:
         """
         volume = self._catalogue.get(volume_id)
         key = ("statistics of volume", volume_id)
-        return self._claims.run(key, volume_path, deadline, lambda: self._usage(volume, volume_path))
+        with self._pools.of(volume).question():
+            return self._claims.run(key, volume_path, deadline, lambda: self._usage(volume, volume_path))
 
     def withdraw(self, volume: Volume) -> None:
         """Unstage what is only staged, so that the volume can be deleted; the caller holds its claim.
@@ -130,11 +131,8 @@ class Publishing:
         self._save(volume, RuntimeState())
 
     def _claim(self, volume: Volume, call: object, deadline: float | None, work: Callable[[], None]) -> None:
-        def within_slot() -> None:
-            with self._pools.of(volume).slot():
-                work()
-
-        self._claims.run(("volume", volume.volume_id), call, deadline, within_slot)
+        with self._pools.of(volume).slot():
+            self._claims.run(("volume", volume.volume_id), call, deadline, work)
 
     # stage
 
@@ -148,10 +146,12 @@ class Publishing:
                 self._remember_staging(volume, target.path, capability, made=made)
                 return
             with ExitStack() as undo:
-                made = target.ensure_directory()
-                undo.callback(self._undo_stage, volume, target, made)
-                self._remember_staging(volume, target.path, capability, made=made)
+                undo.callback(self._undo_stage, volume, target)
+                # Before it is made: a crash in between must not leave a path that nobody knows to be ours to remove.
+                self._remember_staging(volume, target.path, capability, made=target.observe() is None)
                 crash_point("stage.remembered")
+                target.ensure_directory()
+                crash_point("stage.path_made")
                 self._mount_staging(volume, backend, target, capability)
                 undo.pop_all()
 
@@ -217,16 +217,16 @@ class Publishing:
         state = self.state(volume.volume_id)
         if (state.staging_target_path, state.staging_capability) == (path, capability):
             return
+        state.made_staging_path = made or (state.made_staging_path and state.staging_target_path == path)
         state.staging_target_path, state.staging_capability = path, capability
-        state.made_staging_path = made
         self._save(volume, state)
 
-    def _undo_stage(self, volume: Volume, target: TargetPath, made: bool) -> None:
+    def _undo_stage(self, volume: Volume, target: TargetPath) -> None:
         point = target.observe()
         if point is not None and point.is_mount:
             target.unmount()
         self._pools.backend(volume).release(volume)
-        if made:
+        if self.state(volume.volume_id).made_staging_path:
             target.remove()
         self._forget_staging(volume)
 
@@ -259,6 +259,7 @@ class Publishing:
         crash_point("unstage.unmounted")
         if self.state(volume.volume_id).made_staging_path:
             target.remove()
+            crash_point("unstage.path_removed")
 
     def _forget_staging(self, volume: Volume) -> None:
         # Whatever was published is gone as well: unstage looks before it comes here.
@@ -282,6 +283,7 @@ class Publishing:
                 crash_point("publish.remembered")
                 if target.ensure_file() if volume.is_block else target.ensure_directory():
                     undo.callback(target.remove)
+                crash_point("publish.target_made")
                 self._bind(volume, backend, staging_target_path, target, publication)
                 crash_point("publish.bound")
                 undo.pop_all()

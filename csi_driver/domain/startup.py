@@ -19,6 +19,7 @@ from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.pools import Pool, PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
 from csi_driver.errors import PoolRefused, RecordDamaged
+from csi_driver.faults import crash_point
 from csi_driver.linux import loop
 from csi_driver.model import Volume, VolumeId
 from csi_driver.store import records
@@ -95,6 +96,7 @@ class Startup:
             pool.ledger.settle(volume, 0)
         self._adopt_loops(pool)
         self._adopt_states(pool)
+        crash_point("startup.opened")
         _log.info(
             "pool %s: %d volumes served from %s in %.0f ms",
             pool.name,
@@ -146,6 +148,7 @@ class Startup:
         for room_fd, name in self._leftovers.pop(pool.name, []):
             try:
                 removal.clear(room_fd, name)
+                crash_point("startup.cleared")
             except OSError as cause:
                 _log.error("pool %s: %s left by an earlier run cannot be cleared: %s", pool.name, name, cause)
 

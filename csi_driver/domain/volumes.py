@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from csi_driver.backends import removal
 from csi_driver.domain import sizes
@@ -59,7 +59,10 @@ class Volumes:
             InvalidField; TopologyUnsatisfiable; OperationPending; UndoFailed.
         """
         call = (spec, is_accessible)
-        return self._claims.run(("volume name", spec.name), call, deadline, lambda: self._create(spec, is_accessible))
+        with self._pools.get(spec.parameters.pool).slot():
+            return self._claims.run(
+                ("volume name", spec.name), call, deadline, lambda: self._create(spec, is_accessible)
+            )
 
     def delete(self, volume_id: str, deadline: float | None) -> None:
         """The volume and its data are gone when this returns. Idempotent: an unknown id is gone already.
@@ -68,7 +71,8 @@ class Volumes:
 
         Raises: VolumeInUse while it is published or held open; OperationPending; RecordDamaged.
         """
-        self._claims.run(("volume", volume_id), "delete", deadline, lambda: self._delete(volume_id))
+        with self._slot_of(volume_id):
+            self._claims.run(("volume", volume_id), "delete", deadline, lambda: self._delete(volume_id))
 
     def _create(self, spec: VolumeSpec, is_accessible: bool) -> Volume:
         existing = self._catalogue.named(spec.name)
@@ -80,10 +84,6 @@ class Volumes:
         if not is_accessible:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.get(spec.parameters.pool)
-        with pool.slot():
-            return self._create_in(pool, spec)
-
-    def _create_in(self, pool: Pool, spec: VolumeSpec) -> Volume:
         pool.require_present()
         planned = self._planned(spec)
         volume = pool.backend(planned).choose_identity(planned)
@@ -149,6 +149,12 @@ class Volumes:
                 f"be cleared: {cause}"
             ) from cause
 
+    def _slot_of(self, volume_id: str) -> AbstractContextManager[None]:
+        try:
+            return self._pools.of(self._catalogue.get(volume_id)).slot()
+        except VolumeNotFound:
+            return nullcontext()
+
     def _delete(self, volume_id: str) -> None:
         try:
             volume = self._catalogue.get(volume_id)
@@ -156,10 +162,6 @@ class Volumes:
             self._clear_again(volume_id)
             return
         pool = self._pools.of(volume)
-        with pool.slot():
-            self._delete_from(pool, volume)
-
-    def _delete_from(self, pool: Pool, volume: Volume) -> None:
         pool.require_present()
         self._publishing.withdraw(volume)
         crash_point("delete.withdrawn")

@@ -36,6 +36,15 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.VolumeDamaged: grpc.StatusCode.INTERNAL,
     errors.PoolRefused: grpc.StatusCode.UNAVAILABLE,
+    errors.NodeUnreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.OrchestratorUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.ObjectUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.ObjectsApart: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NoNodeForTopology: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotOffered: grpc.StatusCode.UNIMPLEMENTED,
+    errors.TokenRefused: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NodeRefused: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NodeKeyTaken: grpc.StatusCode.ALREADY_EXISTS,
 }
 
 # What the machine lacks for the moment; the same call may succeed soon.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from csi_driver.faults import crash_point
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,7 +43,9 @@ def replace(dir_fd: int, name: str, content: bytes) -> None:
     temporary = f"{name}.new"
     unlink_if_there(dir_fd, temporary)
     write_new(dir_fd, temporary, content)
+    crash_point("replace.written")
     os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    crash_point("replace.renamed")
     os.fsync(dir_fd)
 
 

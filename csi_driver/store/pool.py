@@ -60,9 +60,11 @@ def _write_identity(root: int, directory: str, driver_name: str) -> PoolIdentity
     os.fchmod(root, 0o700)
     for room in _ROOMS:
         durable.ensure_directory(root, room)
+    crash_point("init.rooms_made")
     identity = PoolIdentity(str(uuid.uuid4()), driver_name)
     body = {"uuid": identity.pool_uuid, "driver": driver_name, "created_at": time.time()}
     durable.replace(root, IDENTITY, records.seal("pool", body))
+    crash_point("init.identified")
     return identity
 
 

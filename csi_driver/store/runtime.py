@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from csi_driver.faults import crash_point
 from csi_driver.model import AccessMode, AccessType, Publication, VolumeCapability
 from csi_driver.store import durable
 
@@ -49,6 +50,7 @@ class RuntimeDirectory:
         """Remember `state`; an empty one is forgotten. Survives SIGKILL, not a reboot (nor do the mounts)."""
         if state.is_empty:
             durable.unlink_if_there(self._fd, volume_id)
+            crash_point("state.forgotten")
             return
         temporary = f"{volume_id}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,6 +59,7 @@ class RuntimeDirectory:
             os.write(descriptor, json.dumps(self._body(state)).encode())
         finally:
             os.close(descriptor)
+        crash_point("state.written")
         os.rename(temporary, volume_id, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def load_all(self) -> dict[str, RuntimeState]:

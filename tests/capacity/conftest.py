@@ -1,0 +1,37 @@
+"""Pools on filesystems in memory, so that writing them full costs no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.durability.disks import unmount
+from tests.harness import GIB, PoolPlace, run
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs, which holds the images of the pools."""
+    where = tmp_path / "memory"
+    where.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=75%", "tmpfs", str(where))
+    yield where
+    run("umount", str(where))
+
+
+@pytest.fixture
+def make_small(memory: Path) -> Iterator[Callable[..., PoolPlace]]:
+    """Filesystems of 1 GiB for pools: `make_small("xfs")`; whatever still lies on them is gone afterwards."""
+    places: list[PoolPlace] = []
+
+    def make(fs_type: str, size_bytes: int = GIB, **options: str) -> PoolPlace:
+        place = PoolPlace.make(memory / f"pool{len(places)}", fs_type, size_bytes, **options)
+        places.append(place)
+        return place
+
+    yield make
+    for place in places:
+        assert place.mount_point is not None
+        unmount(place.mount_point)

@@ -1,0 +1,460 @@
+"""The rule of capacity by itself, over a filesystem that is made of numbers.
+
+- Nobody is promised what another one was promised: the growth of all never exceeds what is available less the reserve,
+  whatever was written, discarded, deleted or not measured since.
+- What `grantable_bytes` says is granted.
+- Thick volumes own their bytes; thin ones are counted by what they may still allocate; directories without a quota
+  are not counted.
+- With an overcommit of N the sum of sizes goes up to N times the usable bytes, and thick volumes keep to the first rule.
+- A volume that is gone, or was never built, gives its promise back; a second telling changes nothing.
+- A refusal rests on what the filesystem says now.
+- Many threads at once are never granted more together than one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+
+from csi_driver.domain import ledger as ledger_module
+from csi_driver.domain.ledger import Ledger, Space, growth_of, is_counted
+from csi_driver.errors import InsufficientCapacity
+from csi_driver.model import (
+    GIB,
+    MIB,
+    AccessType,
+    PoolName,
+    Provisioning,
+    QuotaPolicy,
+    Volume,
+    VolumeId,
+    VolumeParameters,
+    VolumeType,
+)
+
+BLOCK = 4096
+
+
+class FakeFilesystem:
+    """Numbers: what strangers hold, what each volume owns, and what is therefore available."""
+
+    def __init__(self, total_bytes: int = 10 * GIB) -> None:
+        self.total_bytes = total_bytes
+        self.strangers_bytes = 0
+        self.own: dict[VolumeId, int] = {}
+        self.listed: dict[VolumeId, Volume] = {}
+        self.unmeasurable: set[VolumeId] = set()
+        self.measurements = 0
+
+    @property
+    def available_bytes(self) -> int:
+        return self.total_bytes - self.strangers_bytes - sum(self.own.values())
+
+    def space(self) -> Space:
+        return Space(self.total_bytes, self.available_bytes)
+
+    def volumes(self) -> list[Volume]:
+        return list(self.listed.values())
+
+    def own_bytes(self, volume: Volume) -> int:
+        self.measurements += 1
+        if volume.volume_id in self.unmeasurable:
+            raise OSError("it cannot be measured")
+        return self.own.get(volume.volume_id, 0)
+
+    @property
+    def growth_bytes(self) -> int:
+        """What the volumes that are there may truly still allocate."""
+        return sum(growth_of(volume, self.own.get(key, 0)) for key, volume in self.listed.items())
+
+
+class Clock:
+    """Stands in for `time` in the ledger's module."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Books:
+    """A ledger and its filesystem, used as `domain.volumes` uses them."""
+
+    def __init__(self, total_bytes: int = 10 * GIB) -> None:
+        self.disk = FakeFilesystem(total_bytes)
+        self.ledger = Ledger(self.disk)
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def volume(self, size_bytes: int, *, thick: bool = False, quota: QuotaPolicy | None = None) -> Volume:
+        with self._lock:
+            self._count += 1
+            number = self._count
+        parameters = VolumeParameters(
+            volume_type=VolumeType.IMAGE if quota is None else VolumeType.DIRECTORY,
+            pool=PoolName("default"),
+            provisioning=Provisioning.THICK if thick else Provisioning.THIN,
+            quota=quota or QuotaPolicy.REQUIRED,
+        )
+        return Volume(VolumeId(f"vol-{number}"), f"n{number}", size_bytes, AccessType.BLOCK, "", parameters, 0.0)
+
+    def create(self, size_bytes: int, *, thick: bool = False, overcommit: float = 1.0) -> Volume:
+        volume = self.volume(size_bytes, thick=thick)
+        self.ledger.admit(volume, overcommit)
+        self.disk.own[volume.volume_id] = size_bytes if thick else 0
+        self.ledger.settle(volume, 0)
+        self.disk.listed[volume.volume_id] = volume
+        return volume
+
+    def delete(self, volume: Volume) -> None:
+        del self.disk.listed[volume.volume_id]
+        self.ledger.forget(volume)
+        del self.disk.own[volume.volume_id]
+
+    def fill(self, volume: Volume) -> None:
+        self.disk.own[volume.volume_id] = volume.capacity_bytes
+
+    def discard(self, volume: Volume) -> None:
+        self.disk.own[volume.volume_id] = 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(ledger_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def books(clock: Clock) -> Books:
+    return Books()
+
+
+USABLE = 10 * GIB - 10 * GIB // 50
+
+
+def test_the_reserve_is_two_percent_and_never_less_than_64_mib() -> None:
+    assert Ledger.reserve_bytes(Space(10 * GIB, 0)) == 10 * GIB // 50
+    assert Ledger.reserve_bytes(Space(GIB, 0)) == 64 * MIB
+
+
+def test_an_empty_filesystem_grants_all_but_the_reserve(books: Books) -> None:
+    grantable = books.ledger.grantable_bytes(1.0)
+    assert USABLE - BLOCK < grantable <= USABLE
+    books.create(grantable)
+    with pytest.raises(InsufficientCapacity):
+        books.create(BLOCK)
+
+
+def test_what_is_grantable_is_a_multiple_of_a_block_and_never_negative(books: Books) -> None:
+    books.disk.strangers_bytes = 12345
+    assert books.ledger.grantable_bytes(1.0) % BLOCK == 0
+    books.disk.strangers_bytes = 10 * GIB
+    assert books.ledger.grantable_bytes(1.0) == 0
+
+
+def test_writing_into_a_volume_changes_nothing_for_others(books: Books, clock: Clock) -> None:
+    volume = books.create(4 * GIB)
+    before = books.ledger.grantable_bytes(1.0)
+    books.fill(volume)
+    clock.now += 10
+    assert books.ledger.grantable_bytes(1.0) <= before
+    books.create(before)
+
+
+def test_a_thick_volume_owns_its_bytes_from_the_beginning(books: Books) -> None:
+    books.create(4 * GIB, thick=True)
+    assert books.ledger.promised_bytes == 0
+    assert books.ledger.grantable_bytes(1.0) == books.ledger.grantable_bytes(1.0, thick=True)
+    books.create(books.ledger.grantable_bytes(1.0))
+    with pytest.raises(InsufficientCapacity):
+        books.create(BLOCK, thick=True)
+
+
+def test_a_directory_without_quota_is_outside_all_this(books: Books) -> None:
+    stranger = books.volume(1 << 50, quota=QuotaPolicy.NONE)
+    assert not is_counted(stranger)
+    books.ledger.admit(stranger, 1.0)
+    books.ledger.settle(stranger, 0)
+    assert books.ledger.promised_bytes == 0
+    assert is_counted(books.volume(1, quota=QuotaPolicy.REQUIRED))
+
+
+def test_a_directory_with_quota_is_promised_its_size(books: Books) -> None:
+    books.ledger.admit(books.volume(4 * GIB, quota=QuotaPolicy.REQUIRED), 1.0)
+    assert books.ledger.promised_bytes == 4 * GIB
+
+
+def test_strangers_take_from_what_can_be_granted(books: Books) -> None:
+    before = books.ledger.grantable_bytes(1.0)
+    books.disk.strangers_bytes = GIB
+    assert books.ledger.grantable_bytes(1.0) == before - GIB
+
+
+def test_a_deleted_volume_gives_back_at_once(books: Books, clock: Clock) -> None:
+    volume = books.create(books.ledger.grantable_bytes(1.0))
+    books.fill(volume)
+    clock.now += 10
+    with pytest.raises(InsufficientCapacity):
+        books.create(BLOCK)
+    books.delete(volume)
+    books.create(volume.capacity_bytes)
+
+
+def test_a_failed_create_gives_back_and_twice_is_once(books: Books) -> None:
+    before = books.ledger.grantable_bytes(1.0)
+    volume = books.volume(GIB)
+    books.ledger.admit(volume, 1.0)
+    assert books.ledger.grantable_bytes(1.0) == before - GIB
+    books.ledger.forget(volume)
+    books.ledger.forget(volume)
+    assert books.ledger.grantable_bytes(1.0) == before
+    assert books.ledger.promised_bytes == 0
+
+
+def test_a_measurement_does_not_bring_a_deleted_volume_back(books: Books, clock: Clock) -> None:
+    volume = books.create(GIB)
+    books.ledger.forget(volume)  # deleted while the list of volumes still had it
+    clock.now += 10
+    books.ledger.measure()
+    assert books.ledger.promised_bytes == 0
+
+
+def test_a_volume_that_cannot_be_measured_counts_as_empty(books: Books, clock: Clock) -> None:
+    volume = books.create(4 * GIB)
+    books.fill(volume)
+    books.disk.unmeasurable.add(volume.volume_id)
+    clock.now += 10
+    with pytest.raises(InsufficientCapacity):
+        books.create(4 * GIB)
+    books.disk.unmeasurable.clear()
+    clock.now += 10
+    books.create(4 * GIB)
+
+
+def test_after_a_start_what_full_volumes_own_is_measured_before_anything_is_refused(books: Books) -> None:
+    full = books.create(6 * GIB)
+    books.fill(full)
+    restarted = Ledger(books.disk)
+    restarted.settle(full, 0)
+    assert restarted.grantable_bytes(1.0) > 3 * GIB
+    restarted.admit(books.volume(3 * GIB), 1.0)
+
+
+def test_a_pool_with_room_is_not_measured(books: Books) -> None:
+    for _ in range(10):
+        books.create(100 * MIB)
+        books.ledger.grantable_bytes(1.0)
+    assert books.disk.measurements == 0
+
+
+def test_measurements_close_to_each_other_are_one(books: Books, clock: Clock) -> None:
+    books.fill(books.create(6 * GIB))
+    clock.now += 10
+    for _ in range(10):
+        books.ledger.grantable_bytes(1.0)
+    assert books.disk.measurements == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 300.0])
+def test_what_a_workload_discards_is_promised_to_nobody_else(books: Books, clock: Clock, seconds: float) -> None:
+    """A discard makes available what its volume may write again: an older measurement of it is too large."""
+    volume = books.create(4 * GIB)
+    books.fill(volume)
+    clock.now += 10
+    books.ledger.measure()
+    books.discard(volume)
+    clock.now += seconds
+    grantable = books.ledger.grantable_bytes(1.0)
+    assert grantable <= USABLE - 4 * GIB
+    with pytest.raises(InsufficientCapacity):
+        books.create(USABLE - 4 * GIB + BLOCK)
+    books.create(grantable)
+    assert books.disk.growth_bytes <= books.disk.available_bytes
+
+
+def test_a_refusal_rests_on_what_is_available_now(books: Books, clock: Clock) -> None:
+    books.disk.strangers_bytes = 9 * GIB
+    books.fill(books.create(100 * MIB))
+    with pytest.raises(InsufficientCapacity):
+        books.create(4 * GIB)
+    books.disk.strangers_bytes = 0
+    books.create(4 * GIB)
+
+
+def test_what_strangers_free_is_grantable_as_soon_as_a_measurement_is_due(books: Books, clock: Clock) -> None:
+    books.disk.strangers_bytes = 4 * GIB
+    books.fill(books.create(GIB))
+    clock.now += 10
+    books.ledger.measure()
+    books.disk.strangers_bytes = 0
+    clock.now += 2.5
+    assert books.ledger.grantable_bytes(1.0) > USABLE - GIB - BLOCK
+
+
+@pytest.mark.parametrize("overcommit", [1.5, 2.0, 10.0])
+def test_overcommit_grants_so_many_times_the_usable_bytes(books: Books, clock: Clock, overcommit: float) -> None:
+    granted = 0
+    while (grantable := books.ledger.grantable_bytes(overcommit)) > 0:
+        size = min(grantable, GIB)
+        books.create(size, overcommit=overcommit)
+        granted += size
+    assert overcommit * USABLE - BLOCK < granted <= overcommit * USABLE
+
+
+def test_overcommit_counts_what_volumes_own_as_room(books: Books, clock: Clock) -> None:
+    volume = books.create(GIB, overcommit=2.0)
+    before = books.ledger.grantable_bytes(2.0)
+    books.fill(volume)
+    clock.now += 10
+    books.ledger.measure()
+    assert books.ledger.grantable_bytes(2.0) == before
+
+
+def test_overcommit_says_no_more_than_it_grants_after_a_discard(books: Books, clock: Clock) -> None:
+    volume = books.create(4 * GIB, overcommit=2.0)
+    books.fill(volume)
+    clock.now += 10
+    books.ledger.measure()
+    books.discard(volume)
+    clock.now += 300
+    books.create(books.ledger.grantable_bytes(2.0), overcommit=2.0)
+
+
+def test_thick_volumes_are_never_overcommitted(books: Books) -> None:
+    books.create(8 * GIB, overcommit=4.0)
+    assert books.ledger.grantable_bytes(4.0, thick=True) < 2 * GIB < books.ledger.grantable_bytes(4.0)
+    with pytest.raises(InsufficientCapacity):
+        books.create(2 * GIB, thick=True, overcommit=4.0)
+
+
+def test_many_threads_are_granted_together_what_one_would_be(books: Books) -> None:
+    def create(_: int) -> int:
+        try:
+            return books.create(700 * MIB).capacity_bytes
+        except InsufficientCapacity:
+            return 0
+
+    with ThreadPoolExecutor(16) as threads:
+        granted = list(threads.map(create, range(64)))
+    assert sum(granted) == USABLE // (700 * MIB) * 700 * MIB
+    assert books.ledger.promised_bytes == sum(granted)
+
+
+def test_a_thick_volume_is_not_counted_twice_once_it_is_built(books: Books) -> None:
+    volume = books.volume(4 * GIB, thick=True)
+    books.ledger.admit(volume, 1.0)
+    books.disk.own[volume.volume_id] = volume.capacity_bytes
+    assert books.ledger.grantable_bytes(1.0) < USABLE - 7 * GIB, "while it is built, both count: to the safe side"
+    books.ledger.settle(volume, 0)
+    books.disk.listed[volume.volume_id] = volume
+    assert books.ledger.grantable_bytes(1.0) > USABLE - 4 * GIB - BLOCK
+
+
+def test_growth_is_never_negative() -> None:
+    volume = Books().volume(GIB)
+    assert growth_of(volume, 2 * GIB) == 0
+    thick = dataclasses.replace(volume, parameters=VolumeParameters(provisioning=Provisioning.THICK))
+    assert growth_of(thick, 0) == 0
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Volumes made, written, discarded, deleted and measured in any order; time passes in between."""
+
+    volumes = Bundle("volumes")
+    overcommit = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self._time, ledger_module.time = ledger_module.time, self.clock  # type: ignore[assignment]
+        self.books = Books(4 * GIB)
+
+    def teardown(self) -> None:
+        ledger_module.time = self._time
+
+    @rule(target=volumes, part=st.integers(1, 100), thick=st.booleans())
+    def create_a_part_of_what_is_grantable(self, part: int, thick: bool) -> Volume:
+        grantable = self.books.ledger.grantable_bytes(self.overcommit, thick=thick)
+        size = max(BLOCK, grantable * part // 100 // BLOCK * BLOCK)
+        if size > grantable:
+            return self.books.volume(0)
+        return self.books.create(size, thick=thick, overcommit=self.overcommit)
+
+    @rule(target=volumes, size=st.integers(1, 1024), thick=st.booleans())
+    def create_anything(self, size: int, thick: bool) -> Volume:
+        try:
+            return self.books.create(size * 8 * MIB, thick=thick, overcommit=self.overcommit)
+        except InsufficientCapacity:
+            return self.books.volume(0)
+
+    @rule(volume=volumes, part=st.integers(0, 100))
+    def write(self, volume: Volume, part: int) -> None:
+        own = self.books.disk.own.get(volume.volume_id)
+        if own is not None and not volume.is_thick:
+            room = self.books.disk.available_bytes
+            wanted = max(own, volume.capacity_bytes * part // 100)
+            assert self.overcommit > 1.0 or wanted - own <= room, "a promise was broken"
+            self.books.disk.own[volume.volume_id] = min(wanted, own + room)
+
+    @rule(volume=volumes, part=st.integers(0, 100))
+    def discard(self, volume: Volume, part: int) -> None:
+        own = self.books.disk.own.get(volume.volume_id)
+        if own is not None and not volume.is_thick:
+            self.books.disk.own[volume.volume_id] = own * part // 100
+
+    @rule(volume=consumes(volumes))
+    def delete(self, volume: Volume) -> None:
+        if volume.volume_id in self.books.disk.listed:
+            self.books.delete(volume)
+
+    @rule(size=st.integers(1, 256), thick=st.booleans())
+    def a_create_fails(self, size: int, thick: bool) -> None:
+        volume = self.books.volume(size * MIB, thick=thick)
+        try:
+            self.books.ledger.admit(volume, self.overcommit)
+        except InsufficientCapacity:
+            return
+        self.books.ledger.forget(volume)
+
+    @rule(seconds=st.sampled_from([0.5, 1.5, 3.0, 300.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def measure(self) -> None:
+        self.books.ledger.measure()
+
+    @precondition(lambda self: self.overcommit == 1.0)
+    @invariant()
+    def nobody_is_over_promised(self) -> None:
+        reserve = Ledger.reserve_bytes(self.books.disk.space())
+        assert self.books.disk.growth_bytes <= self.books.disk.available_bytes - reserve
+
+    @invariant()
+    def sizes_keep_to_the_overcommit(self) -> None:
+        reserve = Ledger.reserve_bytes(self.books.disk.space())
+        sizes = sum(volume.capacity_bytes for volume in self.books.disk.listed.values())
+        assert sizes <= self.overcommit * (self.books.disk.total_bytes - reserve)
+
+
+class OvercommittedMachine(LedgerMachine):
+    """The same with an overcommit of two."""
+
+    overcommit = 2.0
+
+
+_SETTINGS = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestAnyOrder = LedgerMachine.TestCase
+TestAnyOrder.settings = _SETTINGS
+TestAnyOrderOvercommitted = OvercommittedMachine.TestCase
+TestAnyOrderOvercommitted.settings = _SETTINGS

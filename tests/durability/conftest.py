@@ -1,0 +1,35 @@
+"""Disks in memory: a cut costs what the filesystems do, not what the machine's disk takes to flush."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.durability.disks import ClonedDisk, Disk, ShutDownDisk
+from tests.harness import run
+
+DISKS: dict[str, Callable[[Path], Disk]] = {
+    "ext4": lambda where: ShutDownDisk(where, "ext4"),
+    "ext4-noauto_da_alloc": lambda where: ShutDownDisk(where, "ext4", "noauto_da_alloc"),
+    "xfs": lambda where: ShutDownDisk(where, "xfs"),
+    "btrfs": lambda where: ClonedDisk(where, "btrfs"),
+}
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs, which holds the images of the disks."""
+    where = tmp_path / "memory"
+    where.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=75%", "tmpfs", str(where))
+    yield where
+    run("umount", str(where))
+
+
+@pytest.fixture(params=DISKS)
+def disk(request: pytest.FixtureRequest, memory: Path) -> Iterator[Disk]:
+    made = DISKS[request.param](memory / "disk")
+    yield made
+    made.remove()

@@ -1,0 +1,214 @@
+"""Calls that arrive twice, at once, or against each other.
+
+- 64 callers of one request are answered OK or ABORTED, the request takes effect exactly once, and a retry is OK.
+- Opposite requests that race are answered only with codes of the specification's tables; afterwards the answer to a
+  list, the mounts and the loop devices agree, and the volume can be taken down.
+- A creation that hangs keeps no other volume waiting.
+- A creation that outlives its caller's deadline goes on; another spec of that name is refused meanwhile, and the
+  identical next call joins it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from collections.abc import Callable
+
+import pytest
+
+from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, Workload, capability, create_request
+from tests.soak.observing import assert_nothing_remains, children, held_create, together
+
+CALLERS = 64
+ROUNDS = 12
+KINDS = {"ext4": {"size_bytes": 16 * MIB}, "block": {"block": True}, "directory": {"parameters": DIRECTORY}}
+TABLES = {
+    "create": {Code.OK, Code.ABORTED},
+    "delete": {Code.OK, Code.ABORTED, Code.FAILED_PRECONDITION},
+    "stage": {Code.OK, Code.ABORTED, Code.NOT_FOUND},
+    "unstage": {Code.OK, Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION},
+    "publish": {Code.OK, Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION},
+    "unpublish": {Code.OK, Code.ABORTED, Code.NOT_FOUND},
+}
+
+
+@pytest.fixture(params=KINDS)
+def workload(request: pytest.FixtureRequest, driver: Driver) -> Workload:
+    return Workload(driver, request.param, **KINDS[request.param])
+
+
+def code_of(step: Callable[[], object]) -> Code:
+    try:
+        step()
+    except Failure as failure:
+        return failure.code
+    return Code.OK
+
+
+def steps_of(workload: Workload) -> dict[str, Callable[[], object]]:
+    """The bare calls of a volume's life, made ready so that many threads may use them."""
+    driver = workload.driver
+    workload.create()
+    return {
+        "create": workload.create,
+        "stage": partial(driver.call, "NodeStageVolume", workload.stage_request()),
+        "publish": partial(driver.call, "NodePublishVolume", workload.publish_request()),
+        "unpublish": workload.unpublish,
+        "unstage": workload.unstage,
+        "delete": lambda: driver.call("DeleteVolume", volume_id=workload.volume_id),
+    }
+
+
+def until_not_aborted(step: Callable[[], object]) -> None:
+    """A retry heals within three calls, each as late as a caller's first back-off."""
+    for _ in range(3):
+        if (code := code_of(step)) is not Code.ABORTED:
+            break
+        time.sleep(0.5)
+    assert code is Code.OK
+
+
+def listed(driver: Driver) -> list[str]:
+    return [entry.volume.volume_id for entry in driver.call("ListVolumes").entries]
+
+
+def effect(workload: Workload) -> tuple[list[str], list[str], int]:
+    """What a volume has on the machine: its mounts, its loop devices, how often it is listed."""
+    driver = workload.driver
+    return sorted(driver.mounts()), driver.loops(), len(listed(driver))
+
+
+def test_sixty_four_callers_of_one_request_have_one_effect(workload: Workload) -> None:
+    driver = workload.driver
+
+    def all_at_once(step: Callable[[], object]) -> tuple[list[str], list[str], int]:
+        codes = together(CALLERS, lambda _: code_of(step))
+        assert set(codes) <= {Code.OK, Code.ABORTED}
+        assert Code.OK in codes
+        until_not_aborted(step)
+        return effect(workload)
+
+    is_filesystem = not workload.block
+    is_image = workload.name != "directory"
+    _, loops, count = all_at_once(workload.create)
+    steps = steps_of(workload)
+    assert (loops, count) == ([], 1)
+    assert len([path for path in driver.files() if path.endswith("record.json")]) == 1
+    mounts, loops, _ = all_at_once(steps["stage"])
+    assert mounts == ([workload.staging] if is_filesystem else [])
+    assert len(loops) == is_image
+    mounts, _, _ = all_at_once(steps["publish"])
+    assert mounts == sorted([*([workload.staging] if is_filesystem else []), workload.target()])
+    mounts, _, _ = all_at_once(steps["unpublish"])
+    assert mounts == ([workload.staging] if is_filesystem else [])
+    assert all_at_once(steps["unstage"]) == ([], [], 1)
+    all_at_once(steps["delete"])
+    assert_nothing_remains(driver)
+
+
+def race(*steps: Callable[[], object]) -> list[set[Code]]:
+    """The codes of eight callers of each step, all at once."""
+    codes: list[set[Code]] = [set() for _ in steps]
+
+    def call(number: int) -> Code:
+        code = code_of(steps[number % len(steps)])
+        codes[number % len(steps)].add(code)
+        return code
+
+    together(8 * len(steps), call)
+    return codes
+
+
+@pytest.mark.parametrize(("do", "undo"), [("stage", "unstage"), ("publish", "unpublish"), ("create", "delete")])
+def test_opposites_that_race_leave_one_of_both_states(workload: Workload, do: str, undo: str) -> None:
+    driver = workload.driver
+    steps = steps_of(workload)
+    if do == "publish":
+        workload.stage()
+    for _ in range(ROUNDS):
+        done, undone = race(steps[do], steps[undo])
+        assert done <= TABLES[do], (do, done)
+        assert undone <= TABLES[undo], (undo, undone)
+        mounts, loops, count = effect(workload)
+        assert len(mounts) == len(set(mounts)), "a mount was stacked on another"
+        assert len(loops) <= 1
+        assert count <= 1
+        assert count or not (mounts or loops)
+    until_not_aborted(workload.create)
+    until_not_aborted(workload.stage)
+    until_not_aborted(workload.publish)
+    mounts, loops, count = effect(workload)
+    assert mounts == sorted([*([] if workload.block else [workload.staging]), workload.target()])
+    assert (len(loops), count) == (workload.name != "directory", 1)
+    for step in (workload.unpublish, workload.unstage, workload.delete):
+        until_not_aborted(step)
+    assert_nothing_remains(driver)
+
+
+def test_a_volume_that_is_deleted_while_it_is_staged_and_published_is_gone_or_whole(workload: Workload) -> None:
+    driver = workload.driver
+    three = ("stage", "publish", "delete")
+    for _ in range(ROUNDS):
+        steps = steps_of(workload)
+        for name, codes in zip(three, race(*(steps[name] for name in three)), strict=True):
+            assert codes <= TABLES[name], (name, codes)
+        if not listed(driver):
+            assert (driver.mounts(), driver.loops()) == ([], [])
+            continue
+        for step in (workload.unpublish, workload.unstage, workload.delete):
+            until_not_aborted(step)
+        assert_nothing_remains(driver)
+    assert_nothing_remains(driver)
+
+
+def btrfs_request(name: str, size_bytes: int = 128 * MIB) -> object:
+    return create_request(name, size_bytes, volume_capabilities=[capability(fs_type="btrfs")])
+
+
+def test_a_creation_that_hangs_keeps_no_other_volume_waiting(driver: Driver) -> None:
+    others = [Workload(driver, kind, **KINDS[kind]) for kind in KINDS]
+    with held_create(driver, lambda attempt: btrfs_request(f"slow-{attempt}")) as held:
+        began = time.monotonic()
+        for other in others:
+            other.up()
+            driver.call("NodeGetVolumeStats", volume_id=other.volume_id, volume_path=other.target())
+            other.down()
+        driver.call("GetCapacity")
+        seconds = time.monotonic() - began
+        assert held.caller.is_alive(), "the slow creation was not slow"
+    print(f"three lifecycles beside a creation that hangs: {seconds:.2f} s")
+    assert held.outcome == [Code.OK]
+    assert seconds < 10
+
+
+def test_a_creation_outlives_its_caller_and_the_next_identical_call_joins_it(driver: Driver) -> None:
+    attempts: list[str] = []
+
+    def request(attempt: int) -> object:
+        attempts.append(f"late-{attempt}")
+        return btrfs_request(attempts[-1])
+
+    answers: list[str] = []
+    with held_create(driver, request, timeout=1.0) as held:
+        name = attempts[-1]
+        held.caller.join(30)
+        assert held.outcome == [Code.DEADLINE_EXCEEDED]
+        assert driver.code("CreateVolume", btrfs_request(name, 256 * MIB), timeout=10) is Code.ABORTED
+        # One that joins and still does not live to see the end is told that the work goes on.
+        assert driver.code("CreateVolume", btrfs_request(name), timeout=1) in {Code.ABORTED, Code.DEADLINE_EXCEEDED}
+        joined = threading.Thread(
+            target=lambda: answers.append(driver.call("CreateVolume", btrfs_request(name)).volume.volume_id)
+        )
+        joined.start()
+        joined.join(0.5)
+        assert joined.is_alive(), "the identical call did not wait for the first"
+        assert [command for _, command in children(driver.pid)] == ["mkfs.btrfs"]
+        held.release()
+        joined.join(30)
+    assert len(answers) == 1
+    assert answers[0] in listed(driver)
+    assert driver.code("CreateVolume", btrfs_request(name, 256 * MIB)) is Code.ALREADY_EXISTS
+    for volume_id in listed(driver):
+        driver.call("DeleteVolume", volume_id=volume_id)
+    assert_nothing_remains(driver)

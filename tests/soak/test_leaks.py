@@ -1,0 +1,204 @@
+"""What two thousand random operations of four callers leave behind: nothing.
+
+- Every answer is a code of the specification's tables.
+- After draining: no mount, loop device, file or state file is left, no descriptor more than after the warm-up, no
+  more threads than the pools may have.
+- Memory does not grow without bound: the last thousand operations add next to nothing.
+
+HOSTVOL_OPERATIONS says how many operations are made, HOSTVOL_SEED lets them differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload
+from tests.soak.observing import (
+    assert_nothing_remains,
+    descriptors,
+    mount_table,
+    status_number,
+    together,
+)
+
+OPERATIONS = int(os.environ.get("HOSTVOL_OPERATIONS", "2000"))
+SEED = int(os.environ.get("HOSTVOL_SEED", "1"))
+CALLERS = 4
+# 4 + 64 + 128 of the server's pools; the main thread, the housekeeper, and gRPC's own.
+MOST_THREADS = 4 + 64 + 128 + 24
+GROWTH_KIB = 6 * 1024
+
+KINDS: dict[str, dict[str, object]] = {
+    "ext4": {"size_bytes": 8 * MIB},
+    "clone": {"size_bytes": 8 * MIB, "parameters": {"pool": "pool1"}},
+    "thick": {"size_bytes": 8 * MIB, "parameters": {"provisioning": "thick"}},
+    "block": {"size_bytes": 4 * MIB, "block": True},
+    "directory": {"parameters": DIRECTORY},
+}
+STEPS = ("create", "stage", "publish", "stats", "list", "unpublish", "unstage", "delete")
+ALWAYS = {Code.OK, Code.ABORTED}
+ALLOWED = {
+    "create": ALWAYS | {Code.ALREADY_EXISTS},
+    "delete": ALWAYS | {Code.FAILED_PRECONDITION},
+    "stage": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION},
+    "unstage": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
+    "publish": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION},
+    "unpublish": ALWAYS | {Code.NOT_FOUND},
+    "stats": ALWAYS | {Code.NOT_FOUND},
+    "list": {Code.OK},
+}
+
+
+@dataclass
+class Storm:
+    """Random calls on a few volumes that all callers share, so that they often meet."""
+
+    driver: Driver
+    codes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.workloads = [
+            Workload(self.driver, f"{kind}-{number}", **options)  # type: ignore[arg-type]
+            for kind, options in KINDS.items()
+            for number in range(2)
+        ]
+        self.driver.target("any")
+        for workload in self.workloads:
+            workload.volume_id = "vol-nobody"
+
+    def run(self, operations: int, seed: int) -> None:
+        """Make this many operations, shared by the callers."""
+
+        def caller(number: int) -> Code:
+            chance = random.Random(f"{seed} {number}")
+            for _ in range(operations // CALLERS):
+                self.one(chance)
+            return Code.OK
+
+        together(CALLERS, caller)
+        assert not self.wrong, self.wrong[:5]
+
+    def one(self, chance: random.Random) -> None:
+        workload = chance.choice(self.workloads)
+        # Forward more often than back, or hardly anything would ever be published.
+        step = chance.choices(STEPS, (6, 6, 8, 2, 2, 4, 3, 2))[0]
+        number, readonly, is_lost = chance.randrange(2), chance.random() < 0.2, chance.random() < 0.05
+        try:
+            self.call(step, workload, number, readonly=readonly, timeout=0.003 if is_lost else 60)
+        except Failure as failure:
+            self.codes[f"{step} {failure.code.name}"] += 1
+            if failure.code not in ALLOWED[step] and not (is_lost and failure.code is Code.DEADLINE_EXCEEDED):
+                self.wrong.append(str(failure))
+        else:
+            self.codes[f"{step} OK"] += 1
+
+    def call(self, step: str, workload: Workload, number: int, *, readonly: bool, timeout: float) -> None:
+        driver = workload.driver
+        if step == "create":
+            workload.create()
+        elif step == "delete":
+            driver.call("DeleteVolume", volume_id=workload.volume_id, timeout=timeout)
+        elif step == "stage":
+            driver.call("NodeStageVolume", workload.stage_request(), timeout=timeout)
+        elif step == "publish":
+            driver.call("NodePublishVolume", workload.publish_request(number, readonly=readonly), timeout=timeout)
+        elif step == "unpublish":
+            driver.call(
+                "NodeUnpublishVolume",
+                volume_id=workload.volume_id,
+                target_path=workload.target(number),
+                timeout=timeout,
+            )
+        elif step == "unstage":
+            driver.call(
+                "NodeUnstageVolume",
+                volume_id=workload.volume_id,
+                staging_target_path=workload.staging,
+                timeout=timeout,
+            )
+        elif step == "stats":
+            driver.call("NodeGetVolumeStats", volume_id=workload.volume_id, volume_path=workload.target(number))
+        else:
+            driver.call("ListVolumes", max_entries=3)
+
+    def drain(self) -> None:
+        """Take down whatever there is, as the mount table and the list tell it."""
+        for workload in self.workloads:
+            for number in range(2):
+                if workload.target(number) in [target for target, _ in mount_table(self.driver.home)]:
+                    self.insist(workload.unpublish, number)
+        for entry in self.driver.call("ListVolumes").entries:
+            volume_id = entry.volume.volume_id
+            self.insist(
+                lambda volume_id=volume_id: self.driver.call(
+                    "NodeUnstageVolume", volume_id=volume_id, staging_target_path=self.driver.staging(volume_id)
+                )
+            )
+            self.insist(lambda volume_id=volume_id: self.driver.call("DeleteVolume", volume_id=volume_id))
+
+    @staticmethod
+    def insist(step: Callable[..., object], *arguments: object) -> None:
+        for attempt in range(3):
+            try:
+                step(*arguments)
+            except Failure as failure:
+                if failure.code is not Code.ABORTED or attempt == 2:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
+
+
+def occupy_every_thread(driver: Driver) -> None:
+    """Have the server start all the threads that it will ever start."""
+
+    def many(_: int) -> Code:
+        for _ in range(6):
+            with contextlib.suppress(Failure):
+                driver.call("NodeGetVolumeStats", volume_id="vol-nobody", volume_path="/nowhere")
+            driver.call("DeleteVolume", volume_id="vol-nobody")
+        return Code.OK
+
+    together(48, many)
+
+
+def test_two_thousand_random_operations_leave_nothing_behind(
+    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver], tmp_path: Path
+) -> None:
+    driver = make_driver(tmp_path / "pool", make_pool("xfs", 1 << 30))
+    occupy_every_thread(driver)
+    storm = Storm(driver)
+    storm.run(200, seed=0)
+    storm.drain()
+    before = descriptors(driver.pid)
+    resident = [status_number(driver.pid, "VmRSS")]
+
+    storm = Storm(driver)
+    began = time.monotonic()
+    for half in range(2):
+        storm.run(OPERATIONS // 2, seed=2 * SEED + half)
+        resident.append(status_number(driver.pid, "VmRSS"))
+    seconds = time.monotonic() - began
+    storm.drain()
+
+    threads = status_number(driver.pid, "Threads")
+    after = descriptors(driver.pid)
+    print(f"{OPERATIONS} operations in {seconds:.0f} s: {dict(sorted(storm.codes.items()))}")
+    print(
+        f"resident after the warm-up and each half: {resident} KiB; threads {threads}; "
+        f"descriptors {len(before)}, then {len(after)}"
+    )
+    assert_nothing_remains(driver)
+    assert after == before
+    assert threads <= MOST_THREADS
+    assert resident[-1] - resident[-2] <= GROWTH_KIB
+    for step in STEPS:
+        assert storm.codes[f"{step} OK"], f"no {step} succeeded: the test did not test it"
