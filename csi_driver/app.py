@@ -15,11 +15,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from csi_driver import __version__, logs
+from csi_driver.app_controller import controller
 from csi_driver.cli import options
 from csi_driver.cli.client import DriverClient
 from csi_driver.cli.pools import pool
@@ -30,18 +31,25 @@ from csi_driver.domain.pools import PoolOptions
 from csi_driver.domain.startup import ensure_state_dir
 from csi_driver.errors import HostvolError, InvalidField
 from csi_driver.metrics import Metrics
-from csi_driver.model import DEFAULT_DRIVER_NAME, PoolName
-from csi_driver.store import pool as pool_store
+from csi_driver.model import PoolName
+
+if TYPE_CHECKING:
+    from csi_driver.cluster.link import Link
+    from csi_driver.rpc.server import NodeServer
 
 _log = logging.getLogger("hostvol.node")
 DEFAULT_POOL_DIRECTORY = "/var/lib/hostvol"
 DEFAULT_STATE_DIR = "/run/hostvol"
+DEFAULT_CONTROLLER_CA = "/etc/hostvol/controller/ca.crt"
+DEFAULT_CONTROLLER_TOKEN = "/var/run/secrets/hostvol/token"  # noqa: S105 - the file's name
 _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Kubernetes accepts as the value of a node's topology label.
 _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+# Spec: with `topology.` before it, it is the prefix of a topology key, which is lower-case and has at most 63.
+_DRIVER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,52}[a-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
 _LISTEN_SECONDS = 1.0
+_FORWARDED_SERVICES = ("csi.v1.Controller", "csi.v1.GroupController", "csi.v1.SnapshotMetadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,9 @@ class NodeConfig:
     state_dir: str
     http_address: str
     shutdown_seconds: float
+    controller: str = ""
+    controller_ca: str = DEFAULT_CONTROLLER_CA
+    controller_token: str = DEFAULT_CONTROLLER_TOKEN
 
 
 def parse_pool(text: str) -> PoolOptions:
@@ -100,7 +111,7 @@ def node_config(asked: dict[str, Any]) -> NodeConfig:
     if not _NODE_ID.fullmatch(asked["node_id"]):
         raise InvalidField("node-id", asked["node_id"], "1 to 63 letters, digits, '.', '_' and '-'")
     if not _DRIVER_NAME.fullmatch(asked["driver_name"]):
-        raise InvalidField("driver-name", asked["driver_name"], "1 to 63 letters, digits, '.' and '-'")
+        raise InvalidField("driver-name", asked["driver_name"], "1 to 54 lower-case letters, digits, '.' and '-'")
     return NodeConfig(
         endpoint=asked["endpoint"],
         node_id=asked["node_id"],
@@ -111,6 +122,9 @@ def node_config(asked: dict[str, Any]) -> NodeConfig:
         state_dir=asked["state_dir"],
         http_address=asked["http_address"],
         shutdown_seconds=asked["shutdown_seconds"],
+        controller=asked["controller"],
+        controller_ca=asked["controller_ca"],
+        controller_token=asked["controller_token"],
     )
 
 
@@ -122,27 +136,48 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
     from csi_driver.rpc.server import NodeServer  # noqa: PLC0415 - gRPC's threads and 20 MiB, which `--help` does not need
 
     ensure_state_dir(config.state_dir)
-    if config.init_pools:
-        for one in config.pools:
-            pool_store.initialise(one.directory, config.driver_name)
-    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir)
-    metrics = Metrics(lambda: inspection.figures(node))
+    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir, init_pools=config.init_pools)
+    metrics = Metrics(lambda: inspection.figures_once(node))
     server = NodeServer(node, metrics, config.endpoint)
     with _health(config.http_address, metrics, node):
         # Probe is answered (not ready) while records are read.
         server.start()
+        link = None
         try:
             node.start()
+            link = _start_link(config, node, server)
             _log.info("hostvol %s serves node %s on %s", __version__, config.node_id, server.path)
             # Python runs a handler in the main thread only, and a signal that the kernel gives to another thread does
-            # not wake it from a wait without end: measured, one SIGTERM in six under load was never heard.
+            # not wake it from a wait without end: beside threads that start children, every fourth SIGTERM was lost.
             while not stop.wait(_LISTEN_SECONDS):
                 pass
             _log.info("stopping: finishing what runs")
         finally:
+            if link is not None:
+                link.stop()
             server.stop(config.shutdown_seconds)
             _abandon_what_hangs(node)
             node.stop()
+
+
+def _start_link(config: NodeConfig, node: Node, server: NodeServer) -> Link | None:
+    """Dial the controller, when there is one."""
+    if not config.controller:
+        return None
+    from csi_driver.cluster.holdings import Holdings  # noqa: PLC0415 - as above
+    from csi_driver.cluster.link import Link, LinkOptions  # noqa: PLC0415
+    from csi_driver.rpc import answers  # noqa: PLC0415
+
+    link = Link(
+        LinkOptions(config.controller, config.controller_ca, config.controller_token),
+        node_id=config.node_id,
+        driver_name=config.driver_name,
+        holdings=Holdings(node, lambda volume: answers.volume(volume, node.topology)),
+        # Never the Node service: whoever speaks for the controller mounts nothing here.
+        dispatcher=server.dispatcher(_FORWARDED_SERVICES),
+    )
+    link.start()
+    return link
 
 
 def _abandon_what_hangs(node: Node) -> None:
@@ -190,6 +225,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @options.endpoint
+@options.serving
 @click.option(
     "--node-id",
     envvar="HOSTVOL_NODE_ID",
@@ -211,14 +247,7 @@ def cli(context: click.Context) -> None:
     is_flag=True,
     envvar="HOSTVOL_INIT_POOLS",
     show_envvar=True,
-    help="Make empty directories pools.",
-)
-@click.option(
-    "--driver-name",
-    envvar="HOSTVOL_DRIVER_NAME",
-    show_envvar=True,
-    default=DEFAULT_DRIVER_NAME,
-    show_default=True,
+    help="Make empty directories pools. Not for mount points: an unmounted disk leaves an empty directory.",
 )
 @click.option(
     "--state-dir",
@@ -229,37 +258,28 @@ def cli(context: click.Context) -> None:
     help="What is remembered until the next boot; on a tmpfs.",
 )
 @click.option(
-    "--http-address",
-    envvar="HOSTVOL_HTTP_ADDRESS",
+    "--controller",
+    envvar="HOSTVOL_CONTROLLER",
     show_envvar=True,
     default="",
     metavar="HOST:PORT",
-    help="Serve /metrics, /healthz and /readyz there.  [default: off]",
+    help="Serve a cluster's controller too: every address of the name is dialled.  [default: none]",
 )
 @click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    envvar="HOSTVOL_LOG_FORMAT",
+    "--controller-ca",
+    envvar="HOSTVOL_CONTROLLER_CA",
     show_envvar=True,
-    default="text",
+    default=DEFAULT_CONTROLLER_CA,
     show_default=True,
+    help="File with the certificates of the controller's authority.",
 )
 @click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    envvar="HOSTVOL_LOG_LEVEL",
+    "--controller-token",
+    envvar="HOSTVOL_CONTROLLER_TOKEN",
     show_envvar=True,
-    default="info",
+    default=DEFAULT_CONTROLLER_TOKEN,
     show_default=True,
-)
-@click.option(
-    "--shutdown-seconds",
-    type=click.FloatRange(0, 3600),
-    envvar="HOSTVOL_SHUTDOWN_SECONDS",
-    show_envvar=True,
-    default=20.0,
-    show_default=True,
-    help="How long a SIGTERM waits for what runs.",
+    help="File with the service account token that proves which node this is.",
 )
 def node(log_format: str, log_level: str, **asked: Any) -> None:
     """Run the driver for this machine's pools: Identity, Controller and Node on one UNIX socket.
@@ -277,6 +297,7 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
     serve(node_config(asked), stop)
 
 
+cli.add_command(controller)
 cli.add_command(pool)
 cli.add_command(volume)
 

@@ -150,7 +150,7 @@ class VolumeDamaged(HostvolError):
 
 
 class UndoFailed(HostvolError):
-    """A failed operation could not be undone completely; repeating it finishes the work."""
+    """A failed operation could not be undone completely; what it left is cleared later."""
 
 
 class NodeUnreachable(HostvolError):

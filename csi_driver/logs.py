@@ -52,5 +52,7 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A caller's text cannot forge a second line."""
-    return text.replace("\n", "\\n").replace("\r", "\\r")
+    """A caller's text can neither forge a second line nor command a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

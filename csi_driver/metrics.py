@@ -88,6 +88,10 @@ class Metrics:
         if figures is not None:
             self._registry.register(_FiguresCollector(figures))
 
+    def add(self, collector: Collector) -> None:
+        """The collector, too, is asked at each scrape."""
+        self._registry.register(collector)
+
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:
         """An RPC has finished."""
         child = self._children.get((method, code))

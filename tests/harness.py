@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,15 @@ class Caller:
         except Failure as failure:
             return failure.code
         return Code.OK
+
+    def admin_stub(self, method: str) -> Any:
+        """The bare gRPC callable of a method of the operator's service."""
+        descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name[method]
+        return self._channel.unary_unary(
+            f"/{descriptor.containing_service.full_name}/{descriptor.name}",
+            request_serializer=message_factory.GetMessageClass(descriptor.input_type).SerializeToString,
+            response_deserializer=message_factory.GetMessageClass(descriptor.output_type).FromString,
+        )
 
     def stub(self, method: str) -> Any:
         """The bare gRPC callable of a method."""
@@ -422,3 +431,18 @@ class Workload:
         self.unpublish()
         self.unstage()
         self.delete()
+
+
+def polled(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether the condition comes true in time."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def admin_volumes(driver: Driver) -> list[Any]:
+    """All volumes as the operator's view tells them."""
+    return list(driver.caller.admin_stub("ListVolumes")(admin_pb2.ListVolumesRequest(), timeout=60).volumes)

@@ -6,6 +6,9 @@ The kernel is the truth: a number remembered here is believed only while the dev
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from csi_driver.errors import VolumeBusy, VolumeDamaged
@@ -33,6 +36,8 @@ class Attachments:
 
     def __init__(self, pool: PoolDirectory) -> None:
         self._pool = pool
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._held: dict[VolumeId, _Attachment] = {}
 
     def image_path(self, volume_id: str) -> str:
@@ -41,11 +46,12 @@ class Attachments:
 
     def adopt(self, volume_id: VolumeId, number: int) -> bool:
         """Take over a device that an earlier process attached, if its backing file is this volume's image."""
-        info = loop.status(number)
         try:
             image = os.stat(f"{volume_id}/{IMAGE}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
+        # Only now: a stranger's device over a filesystem that was shut down answers with EIO.
+        info = loop.status(number)
         if info is None or not info.is_backed_by(image.st_dev, image.st_ino):
             return False
         self._held[volume_id] = _Attachment(number, image.st_dev, image.st_ino)
@@ -82,8 +88,25 @@ class Attachments:
             return None
         if loop.backing_is(held.number, held.device, held.inode):
             return held.number
-        self._held.pop(volume_id, None)
+        self._forget(volume_id, held)
         return None
+
+    def keep(self, volume: Volume) -> bool:
+        """Whether the image is attached, and will be when the last opener of its device closes it.
+
+        A LOOP_CLR_FD that came while somebody held the device has only set autoclear: the device would go away below
+        whoever it is shown to next, and its number to another volume.
+        """
+        held = self._held.get(volume.volume_id)
+        if held is None:
+            return False
+        return self._keep(held) or self._forget(volume.volume_id, held)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Open images of this pool for a moment without being taken for a stranger who holds them."""
+        with self._opening:
+            yield
 
     def detach(self, volume: Volume) -> None:
         """The image is not attached afterwards. Idempotent.
@@ -94,9 +117,14 @@ class Attachments:
         if held is None:
             return
         if not loop.detach(held.number, device=held.device, inode=held.inode):
-            self._wait_until_free(volume, held)
+            try:
+                self._wait_until_free(volume, held)
+            except VolumeBusy:
+                # As it was before, until the call is repeated.
+                if self._keep(held):
+                    raise
         crash_point("detach.cleared")
-        self._held.pop(volume.volume_id, None)
+        self._forget(volume.volume_id, held)
 
     def await_release(self, volume: Volume) -> None:
         """Wait until the kernel has let go of an autoclear device after its last unmount. Idempotent.
@@ -107,15 +135,45 @@ class Attachments:
         if held is None:
             return
         self._wait_until_free(volume, held)
-        self._held.pop(volume.volume_id, None)
+        self._forget(volume.volume_id, held)
 
     def is_held(self, volume: Volume) -> bool:
-        """Whether anybody has the image open: a loop device or a process."""
-        image_fd = self._open(volume)
+        """Whether anybody has the image open: a loop device or a process. A missing image is held by nobody."""
         try:
-            return lease.is_open_elsewhere(image_fd)
+            image_fd = self._open(volume)
+        except VolumeDamaged:
+            return False
+        try:
+            return self._is_open_elsewhere(image_fd)
         finally:
             os.close(image_fd)
+
+    def _is_open_elsewhere(self, image_fd: int) -> bool:
+        with self._opening:
+            return lease.is_open_elsewhere(image_fd)
+
+    def _forget(self, volume_id: VolumeId, held: _Attachment) -> bool:
+        """Forget this attachment, not one that took its place meanwhile (whoever looks holds no claim); False."""
+        with self._lock:
+            if self._held.get(volume_id) is held:
+                del self._held[volume_id]
+        return False
+
+    @staticmethod
+    def _keep(held: _Attachment) -> bool:
+        """Clear autoclear if the device is still the image's; tell whether it is."""
+        try:
+            fd = os.open(loop.device_path(held.number), os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            loop.set_autoclear(fd, False)
+            info = loop.status_of(fd)
+            return info is not None and info.is_backed_by(held.device, held.inode)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
 
     @staticmethod
     def _wait_until_free(volume: Volume, held: _Attachment) -> None:
@@ -132,13 +190,12 @@ class Attachments:
             where = self.image_path(volume.volume_id)
             raise VolumeDamaged(volume.volume_id, f"its image {where} is missing") from cause
 
-    @staticmethod
-    def _checked(volume: Volume, image_fd: int) -> os.stat_result:
+    def _checked(self, volume: Volume, image_fd: int) -> os.stat_result:
         found = os.fstat(image_fd)
         if found.st_size < volume.capacity_bytes:
             raise VolumeDamaged(
                 volume.volume_id, f"its image holds {found.st_size} bytes, its record says {volume.capacity_bytes}"
             )
-        if lease.is_open_elsewhere(image_fd):
+        if self._is_open_elsewhere(image_fd):
             raise VolumeBusy(volume.volume_id, "its image is open in another process or loop device")
         return found

@@ -29,7 +29,8 @@ class BlockImageBackend:
         self._files.build(volume, object_fd)
 
     def own_bytes(self, volume: Volume) -> int:
-        return self._files.own_bytes(volume)
+        with self._attachments.undisturbed():
+            return self._files.own_bytes(volume)
 
     def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
         """Attach the image; nothing is mounted at the staging path.
@@ -39,7 +40,7 @@ class BlockImageBackend:
 
         Raises: VolumeBusy, VolumeDamaged, OSError.
         """
-        if self._attachments.number(volume.volume_id) is None:
+        if not self._attachments.keep(volume):
             self._attachments.attach(volume, autoclear=False).close()
             crash_point("stage.attached")
 
@@ -72,7 +73,7 @@ class BlockImageBackend:
         Raises: NotStaged.
         """
         number = self._attachments.number(volume.volume_id)
-        if number is None:
+        if number is None or not self._attachments.keep(volume):
             raise NotStaged(volume.volume_id, "")
         device = os.open(loop.device_path(number), os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -81,6 +82,17 @@ class BlockImageBackend:
             os.close(device)
         crash_point("publish.device_set")
         return os.open(loop.device_path(number), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def is_device_read_only(self, volume: Volume) -> bool:
+        """The device's own switch."""
+        number = self._attachments.number(volume.volume_id)
+        if number is None:
+            return False
+        device = os.open(loop.device_path(number), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return loop.is_read_only(device)
+        finally:
+            os.close(device)
 
     def release(self, volume: Volume) -> None:
         """Detach the loop device.

@@ -127,12 +127,16 @@ class DirectoryBackend:
         return (found.st_dev, found.st_ino) == (point.device, point.inode)
 
     def mounts(self, volume: Volume) -> list[mountinfo.MountEntry]:
-        """Everywhere the directory is mounted in this mount namespace."""
+        """Everywhere the directory, or one inside it (a subPath), is mounted in this mount namespace."""
         root = f"/{volume.volume_id}/{DATA}"
-        return [entry for entry in mountinfo.read_mounts(root.encode()) if entry.root.endswith(root)]
+        found = mountinfo.read_mounts(root.encode())
+        return [entry for entry in found if entry.root.endswith(root) or f"{root}/" in entry.root]
 
     def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:
         return None
+
+    def is_device_read_only(self, volume: Volume) -> bool:
+        return False
 
     def release(self, volume: Volume) -> None:
         """Nothing outlives the last unmount of a directory."""
@@ -171,7 +175,9 @@ class DirectoryBackend:
 
     def _is_limited(self, volume: Volume) -> bool:
         """Whether a quota holds the volume now: the filesystem may be mounted without the one that it was made with."""
-        return volume.parameters.quota is QuotaPolicy.REQUIRED and self._kind is not QuotaKind.NONE
+        if volume.parameters.quota is QuotaPolicy.NONE or self._kind is QuotaKind.NONE:
+            return False
+        return self._kind is QuotaKind.PROJECT or btrfs.quota_enabled(self._pool.root_fd)
 
     def _used_bytes(self, volume: Volume) -> int:
         if self._kind is QuotaKind.PROJECT:

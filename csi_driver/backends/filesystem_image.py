@@ -19,6 +19,8 @@ from csi_driver.model import Usage, Volume
 
 # XFS refuses a second filesystem of one UUID; clones of a template share theirs.
 _ALWAYS: Final = {"xfs": ("nouuid",)}
+# What the machine lacks for the moment says nothing about the image.
+_PASSING: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
 _UUID_STAYS: Final = frozenset({errno.ENOTTY, errno.EROFS, errno.EOPNOTSUPP})
 
 
@@ -37,7 +39,8 @@ class FilesystemImageBackend:
         self._files.build(volume, object_fd)
 
     def own_bytes(self, volume: Volume) -> int:
-        return self._files.own_bytes(volume)
+        with self._attachments.undisturbed():
+            return self._files.own_bytes(volume)
 
     def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
         """Attach the image and mount its filesystem at the staging path.
@@ -94,6 +97,9 @@ class FilesystemImageBackend:
     def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:
         return None
 
+    def is_device_read_only(self, volume: Volume) -> bool:
+        return False
+
     def release(self, volume: Volume) -> None:
         """Wait until the loop device is gone after the last unmount.
 
@@ -128,6 +134,8 @@ class FilesystemImageBackend:
                 flags=wanted.flags,
             )
         except OSError as cause:
+            if cause.errno in _PASSING:
+                raise
             raise VolumeDamaged(volume.volume_id, f"cannot be mounted: {cause.strerror}") from cause
 
     @staticmethod

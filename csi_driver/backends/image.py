@@ -27,7 +27,17 @@ class ImageFiles:
         self._pool = pool
         self._templates = Templates(pool)
         self._is_btrfs = btrfs.is_btrfs(pool.root_fd)
-        self.can_reflink = reflink.probe(pool.tmp_fd)
+        self._can_reflink: bool | None = None
+
+    @property
+    def can_reflink(self) -> bool:
+        """Whether files of this pool can share blocks, found out by doing it; no while a full pool has no answer."""
+        if self._can_reflink is None:
+            try:
+                self._can_reflink = reflink.probe(self._pool.tmp_fd)
+            except OSError:
+                return False
+        return self._can_reflink
 
     def build(self, volume: Volume, object_fd: int) -> None:
         """Make the image of a volume that is being built, formatted unless it is raw block, and fsync it.

@@ -20,7 +20,7 @@ def checked(fs_type: str, mount_flags: tuple[str, ...]) -> filesystem.MountOptio
     try:
         return filesystem.check_mount_options(fs_type or None, mount_flags)
     except ValueError as cause:
-        raise InvalidField(_FIELD, " ".join(mount_flags), str(cause)) from cause
+        raise InvalidField(_FIELD, filesystem.flag_names(mount_flags), str(cause)) from cause
 
 
 def expected_flags(fs_type: str, capability: VolumeCapability) -> MountFlag:

@@ -6,6 +6,7 @@ reflink even less. A template is never grown: a small XFS keeps its small alloca
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -59,14 +60,13 @@ class Templates:
                 return self._make(name, size_bytes, format_image)
 
     def drop_all(self) -> None:
-        """Give their space back."""
-        for name in os.listdir(self._pool.templates_fd):
+        """Give their space back; one that is being made right now stays."""
+        for name in self._finished():
             durable.unlink_if_there(self._pool.templates_fd, name)
 
     def _make(self, name: str, size_bytes: int, format_image: Format) -> int:
         room = self._pool.templates_fd
         temporary = f"{name}.{uuid.uuid4().hex}{_SUFFIX_NEW}"
-        self._drop_the_oldest()
         descriptor = os.open(temporary, _NEW, 0o600, dir_fd=room)
         try:
             crash_point("template.made")
@@ -76,18 +76,27 @@ class Templates:
             format_image(f"{self._pool.directory}/{TEMPLATES}/{temporary}")
             os.fsync(descriptor)
             crash_point("template.formatted")
+            # Opened before it has its name: from then on somebody who needs the space may drop it.
+            finished = os.open(temporary, _READ, dir_fd=room)
             os.rename(temporary, name, src_dir_fd=room, dst_dir_fd=room)
             crash_point("template.kept")
         except BaseException:
-            os.close(descriptor)
             durable.unlink_if_there(room, temporary)
             raise
-        os.close(descriptor)
-        return os.open(name, _READ, dir_fd=room)
+        finally:
+            os.close(descriptor)
+        self._drop_the_oldest()
+        return finished
 
     def _drop_the_oldest(self) -> None:
         room = self._pool.templates_fd
-        with os.scandir(room) as entries:
-            found = sorted((entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in entries)
-        for _, name in found[: max(0, len(found) + 1 - _KEPT)]:
+        ages = []
+        for name in self._finished():
+            # Another thread may drop it meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                ages.append((os.stat(name, dir_fd=room, follow_symlinks=False).st_mtime, name))
+        for _, name in sorted(ages)[: max(0, len(ages) - _KEPT)]:
             durable.unlink_if_there(room, name)
+
+    def _finished(self) -> list[str]:
+        return [name for name in os.listdir(self._pool.templates_fd) if not name.endswith(_SUFFIX_NEW)]

@@ -19,6 +19,8 @@ class DriverClient(Protocol):
 
     def volume(self, volume_id: str) -> dict[str, Any]: ...
 
+    def volume_named(self, name: str) -> dict[str, Any]: ...
+
     def create_volume(
         self,
         name: str,
@@ -51,6 +53,8 @@ class DriverClient(Protocol):
     def unstage(self, volume_id: str, path: str) -> None: ...
 
 
+# A name need not be fit for an id.
+_NO_SUCH = frozenset({"NOT_FOUND", "INVALID_ARGUMENT"})
 Connect = Callable[[str], DriverClient]
 
 
@@ -59,7 +63,10 @@ def find_volume(client: DriverClient, name_or_id: str) -> dict[str, Any]:
 
     Raises: CallFailed.
     """
-    for volume in client.volumes():
-        if name_or_id in (volume["volume_id"], volume["name"]):
-            return volume
+    for look_up in (client.volume, client.volume_named):
+        try:
+            return look_up(name_or_id)
+        except CallFailed as failure:
+            if failure.code not in _NO_SUCH:
+                raise
     raise CallFailed("NOT_FOUND", f"no volume has the id or name {name_or_id!r}; see `hostvol volume list`")

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from csi_driver.model import DEFAULT_DRIVER_NAME
+
 DEFAULT_ENDPOINT = "unix:///run/hostvol/csi.sock"
 
 Command = Callable[..., Any]
@@ -34,3 +36,54 @@ def output(command: Command) -> Command:
         show_default=True,
         help="Tables are for people, JSON is for programs.",
     )(command)
+
+
+def serving(command: Command) -> Command:
+    """What every process that serves can be told."""
+    for option in reversed(_SERVING):
+        command = option(command)
+    return command
+
+
+_SERVING = (
+    click.option(
+        "--driver-name",
+        envvar="HOSTVOL_DRIVER_NAME",
+        show_envvar=True,
+        default=DEFAULT_DRIVER_NAME,
+        show_default=True,
+    ),
+    click.option(
+        "--http-address",
+        envvar="HOSTVOL_HTTP_ADDRESS",
+        show_envvar=True,
+        default="",
+        metavar="HOST:PORT",
+        help="Serve /metrics, /healthz and /readyz there.  [default: off]",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        envvar="HOSTVOL_LOG_FORMAT",
+        show_envvar=True,
+        default="text",
+        show_default=True,
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        envvar="HOSTVOL_LOG_LEVEL",
+        show_envvar=True,
+        default="info",
+        show_default=True,
+    ),
+    click.option(
+        "--shutdown-seconds",
+        type=click.FloatRange(0, 3600),
+        envvar="HOSTVOL_SHUTDOWN_SECONDS",
+        show_envvar=True,
+        default=20.0,
+        show_default=True,
+        help="How long a SIGTERM waits for what runs.",
+    ),
+)

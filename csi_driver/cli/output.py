@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4, "P": 1000**5}
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?")
+_SIZE = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s*([KMGTP]i?)?B?")
 _MAX_BYTES = (1 << 63) - 1
 
 
@@ -27,7 +27,10 @@ class Size(click.ParamType[int]):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
             self.fail(f"{value!r} is not a size; write for example 10GiB, 500M or 1073741824", param, ctx)
-        size = int(float(match[1]) * {**_UNITS, **_BINARY}[match[2] or ""])
+        amount = float(match[1]) if "." in match[1] else int(match[1])
+        size = int(amount * {**_UNITS, **_BINARY}[match[2] or ""])
+        if not size:
+            self.fail(f"{value!r} is no size: it must be at least one byte", param, ctx)
         if size > _MAX_BYTES:
             self.fail(f"{value!r} is more than 8 EiB", param, ctx)
         return size
@@ -68,4 +71,8 @@ def cell(row: dict[str, Any], field: str) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return "\n".join(value) or "-"
-    return str(value) if value not in ("", None) else "-"
+    if value in ("", None):
+        return "-"
+    text = str(value)
+    # A name may hold line ends and more that would tear a table.
+    return text if text.isprintable() else repr(text)

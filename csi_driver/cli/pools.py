@@ -8,8 +8,8 @@ import click
 
 from csi_driver.cli import options, output
 from csi_driver.cli.client import Connect
+from csi_driver.domain.pools import initialise_pool
 from csi_driver.model import DEFAULT_DRIVER_NAME
-from csi_driver.store import pool as pool_store
 
 _COLUMNS = {
     "NAME": "name",
@@ -45,7 +45,7 @@ def init(directory: str, driver_name: str) -> None:
       hostvol pool init /mnt/disk1/hostvol
       hostvol node --pool fast=/mnt/disk1/hostvol
     """
-    identity = pool_store.initialise(directory, driver_name)
+    identity = initialise_pool(directory, driver_name)
     click.echo(f"{directory} is pool {identity.pool_uuid} of driver {identity.driver_name}")
 
 

@@ -161,15 +161,15 @@ def umount(connect: Connect, name_or_id: str, target: str, endpoint: str) -> Non
     with closing(connect(endpoint)) as client:
         found = find_volume(client, name_or_id)
         client.unpublish(found["volume_id"], target)
-        _unstage_if_last(client, found["volume_id"])
+        _unstage_ours(client, found["volume_id"])
     click.echo(f"{found['volume_id']} is not mounted at {target}")
 
 
-def _unstage_if_last(client: DriverClient, volume_id: str) -> None:
+def _unstage_ours(client: DriverClient, volume_id: str) -> None:
+    """Unstage when that was the last place; what an orchestrator staged stays the orchestrator's."""
     now = client.volume(volume_id)
-    if not now["target_paths"]:
-        for staging in now["staging_paths"]:
-            client.unstage(volume_id, staging)
+    if not now["target_paths"] and _staging_path(volume_id) in now["staging_paths"]:
+        client.unstage(volume_id, _staging_path(volume_id))
 
 
 def _staging_path(volume_id: str) -> str:

@@ -41,6 +41,9 @@ class Backend(Protocol):
     def device_fd(self, volume: Volume, *, read_only: bool) -> int | None:
         """What a publication binds when it is a device; None when it is the staging mount."""
 
+    def is_device_read_only(self, volume: Volume) -> bool:
+        """Whether a volume that is shown as a device refuses writes now; False for all others."""
+
     def release(self, volume: Volume) -> None:
         """Let go after the last unmount.
 

@@ -21,11 +21,16 @@ class Capacity:
 def ask(pools: Pools, access_type: AccessType, fs_type: str, values: VolumeParameters) -> Capacity:
     """The capacity of the pool that the parameters name, for the kind of volume that they describe.
 
-    Raises: InvalidField when the node has no such pool; NotReady.
+    Nothing where the node has no such pool.
+
+    Raises: NotReady.
     """
-    pool = pools.get(values.pool)
     kind = (values.volume_type, access_type, fs_type)
     minimum = sizes.minimum_bytes(*kind)
+    if not pools.has(values.pool):
+        # A class may name a pool that only other nodes have: nothing can be created here, and nothing is wrong.
+        return Capacity(0, minimum, 0)
+    pool = pools.get(values.pool)
     available = _grantable(pool, values)
     if available < minimum:
         available = 0

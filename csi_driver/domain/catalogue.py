@@ -6,7 +6,7 @@ import bisect
 import threading
 from collections.abc import Callable
 
-from csi_driver.errors import RecordDamaged, VolumeNotFound
+from csi_driver.errors import NotReady, RecordDamaged, VolumeNotFound
 from csi_driver.model import Volume, VolumeId
 
 
@@ -22,6 +22,9 @@ class Catalogue:
         self._by_name: dict[str, VolumeId] = {}
         self._ordered: list[str] = []
         self._quarantined: dict[str, RecordDamaged] = {}
+        self._quarantined_names: dict[str, str] = {}
+        self._missing: dict[str, str] = {}
+        self._same_name: dict[str, list[str]] = {}
         self._watchers: list[Callable[[VolumeId, Volume | None], None]] = []
 
     def __len__(self) -> int:
@@ -41,9 +44,7 @@ class Catalogue:
             if volume.volume_id not in self._by_id:
                 bisect.insort(self._ordered, volume.volume_id)
             self._by_id[volume.volume_id] = volume
-            holder = self._by_id.get(self._by_name.get(volume.name, ""))
-            if holder is None or volume.created_at < holder.created_at:
-                self._by_name[volume.name] = volume.volume_id
+            self._give_name(volume)
             self._tell(volume.volume_id, volume)
 
     def add_all(self, volumes: list[Volume]) -> None:
@@ -51,23 +52,48 @@ class Catalogue:
         with self._lock:
             for volume in sorted(volumes, key=lambda volume: volume.created_at):
                 self._by_id[volume.volume_id] = volume
-                self._by_name.setdefault(volume.name, volume.volume_id)
+                self._give_name(volume)
                 self._tell(volume.volume_id, volume)
             self._ordered = sorted(self._by_id)
 
     def remove(self, volume: Volume) -> None:
-        """The volume exists no more. Idempotent."""
+        """The volume exists no more, and its name belongs to the next one that bears it. Idempotent."""
         with self._lock:
             if self._by_id.pop(volume.volume_id, None) is None:
                 return
             del self._ordered[bisect.bisect_left(self._ordered, volume.volume_id)]
             if self._by_name.get(volume.name) == volume.volume_id:
                 del self._by_name[volume.name]
+                for other in self._same_name.pop(volume.name, []):
+                    if other in self._by_id:
+                        self._give_name(self._by_id[other])
             self._tell(volume.volume_id, None)
 
-    def quarantine(self, volume_id: str, damage: RecordDamaged) -> None:
-        """The object stays on disk, untouched and unserved, until an operator decides."""
+    def _give_name(self, volume: Volume) -> None:
+        holder = self._by_id.get(self._by_name.get(volume.name, ""))
+        if holder is None or holder.volume_id == volume.volume_id:
+            self._by_name[volume.name] = volume.volume_id
+            return
+        older, newer = sorted((holder, volume), key=lambda one: one.created_at)
+        self._by_name[volume.name] = older.volume_id
+        self._same_name.setdefault(volume.name, []).append(newer.volume_id)
+
+    def quarantine(self, volume_id: str, damage: RecordDamaged, name: str) -> None:
+        """The object stays on disk, untouched and unserved, until an operator decides.
+
+        `name` is what its record seems to say, or empty: no second volume may be made under it.
+        """
         self._quarantined[volume_id] = damage
+        if name:
+            self._quarantined_names[name] = volume_id
+
+    def miss(self, pool: str, reason: str) -> None:
+        """The pool is not served, for this reason: an unknown volume may be in it, so nothing is said to be gone."""
+        self._missing[pool] = reason
+
+    def found(self, pool: str) -> None:
+        """All volumes of the pool have been added."""
+        self._missing.pop(pool, None)
 
     def quarantined(self) -> dict[str, RecordDamaged]:
         """Why each quarantined object is not served."""
@@ -76,14 +102,18 @@ class Catalogue:
     def get(self, volume_id: str) -> Volume:
         """The volume with this id.
 
-        Raises: VolumeNotFound; RecordDamaged when its record is quarantined.
+        Raises: VolumeNotFound; RecordDamaged when its record is quarantined; NotReady when it may be in a pool that is
+            not served.
         """
         volume = self._by_id.get(volume_id)
         if volume is not None:
             return volume
         damage = self._quarantined.get(volume_id)
         if damage is not None:
-            raise damage
+            # A new one each time: an exception that is raised again collects the frames of all its callers.
+            raise RecordDamaged(damage.path, damage.reason)
+        for reason in list(self._missing.values()):
+            raise NotReady(f"volume {volume_id} is in no pool that is served; not served is {reason}")
         raise VolumeNotFound(volume_id)
 
     def has(self, volume_id: str) -> bool:
@@ -91,7 +121,13 @@ class Catalogue:
         return volume_id in self._by_id or volume_id in self._quarantined
 
     def named(self, name: str) -> Volume | None:
-        """The volume that was created under `name`, the idempotency key of CreateVolume."""
+        """The volume that was created under `name`, the idempotency key of CreateVolume.
+
+        Raises: RecordDamaged when a quarantined record seems to bear the name.
+        """
+        damaged = self._quarantined_names.get(name)
+        if damaged is not None:
+            self.get(damaged)
         volume_id = self._by_name.get(name)
         return None if volume_id is None else self._by_id.get(volume_id)
 

@@ -79,7 +79,8 @@ class Claims:
                 operation.joined -= 1
             raise OperationPending(_object_of(key))
         if operation.error is not None:
-            raise operation.error
+            # Without the frames of those who were told before.
+            raise operation.error.with_traceback(None)
         return operation.result
 
     def _leave(self, key: Hashable, operation: _Operation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from csi_driver.errors import RecordDamaged
 from csi_driver.linux.mountinfo import MountEntry
 from csi_driver.metrics import Figures, PoolFigures
 from csi_driver.model import Volume
+
+_SCRAPE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,15 @@ def figures(node: Node) -> Figures:
     return Figures(node.claims.count(), node.is_ready, [_pool_figures(node, pool) for pool in _pools(node)])
 
 
+def figures_once(node: Node) -> Figures:
+    """The same, by one thread at a time: a pool whose disk hangs must not collect the scrapers.
+
+    Raises: OperationPending when they are not there in ten seconds.
+    """
+    deadline = time.monotonic() + _SCRAPE_SECONDS
+    return node.claims.run(("a look at", "figures"), "", deadline, lambda: figures(node))
+
+
 def volume_counts(node: Node) -> dict[str, int]:
     """Served volumes by pool."""
     counts: dict[str, int] = {}
@@ -82,7 +94,7 @@ def _pool_figures(node: Node, pool: Pool) -> PoolFigures:
 
 def _view_of(node: Node, volume: Volume) -> VolumeView:
     backend = node.pools.backend(volume)
-    staged_at = node.publishing.state(volume.volume_id).staging_target_path
+    staged_at = node.mounts.state(volume.volume_id).staging_target_path
     targets = [entry.target for entry in _mounts(node, volume)]
     staging = (staged_at,) if staged_at and (staged_at in targets or backend.is_attached(volume)) else ()
     try:

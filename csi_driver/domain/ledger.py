@@ -45,8 +45,11 @@ def is_counted(volume: Volume) -> bool:
 
 
 def growth_of(volume: Volume, own_bytes: int) -> int:
-    """What the volume may still allocate, given what it owns; bytes."""
-    return 0 if volume.is_thick else max(0, volume.capacity_bytes - own_bytes)
+    """What the volume may still allocate, given what it owns; bytes.
+
+    Nothing for a thick one that owns all its blocks; but a workload can discard blocks of any image (mkfs does it).
+    """
+    return max(0, volume.capacity_bytes - own_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,11 @@ class Ledger:
         with self._lock:
             self._hold(volume, growth_of(volume, own_bytes), own_bytes)
 
+    def is_overdrawn(self, overcommit: float) -> bool:
+        """Whether more is promised than there is: a stranger wrote, or templates were made after the promise."""
+        with self._lock:
+            return self._grantable(overcommit, thick=False) < 0
+
     def forget(self, volume: Volume) -> None:
         """The volume is gone, or was never built. Idempotent."""
         with self._lock:
@@ -175,7 +183,8 @@ class Ledger:
     def _grantable(self, overcommit: float, thick: bool) -> int:
         usable = self._usable_bytes()
         if thick or overcommit <= 1.0:
-            return int(min(usable - self._growth_bytes, self._room_bytes - self._size_bytes))
+            measured = min(usable - self._growth_bytes, self._room_bytes - self._size_bytes)
+            return int(max(measured, usable - self._worst_bytes))
         return int(overcommit * min(usable + self._own_bytes, self._room_bytes)) - self._size_bytes
 
     def _hold(self, volume: Volume, growth: int, own: int) -> None:

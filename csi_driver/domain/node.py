@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
+from csi_driver.domain.staging import Staging
 from csi_driver.domain.startup import Startup
+from csi_driver.domain.statistics import Statistics
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.model import topology_key
@@ -18,25 +21,36 @@ from csi_driver.model import topology_key
 class Node:
     """Everything about this node's pools; serves once `start` has returned."""
 
-    def __init__(self, node_id: str, driver_name: str, pools: Sequence[PoolOptions], state_dir: str) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        driver_name: str,
+        pools: Sequence[PoolOptions],
+        state_dir: str,
+        *,
+        init_pools: bool = False,
+    ) -> None:
         self.node_id = node_id
         self.driver_name = driver_name
         self.topology = {topology_key(driver_name): node_id}
         self.pools = Pools()
         self.catalogue = Catalogue()
         self.claims = Claims()
-        self.publishing = Publishing(self.pools, self.catalogue, self.claims)
-        self.volumes = Volumes(node_id, self.pools, self.catalogue, self.claims, self.publishing)
+        self.mounts = VolumeMounts(self.pools)
+        self.staging = Staging(self.mounts, self.catalogue, self.claims)
+        self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
+        self.statistics = Statistics(self.pools, self.catalogue, self.claims)
+        self.volumes = Volumes(node_id, self.pools, self.catalogue, self.claims, self.staging)
         self._startup = Startup(
             pools,
             driver_name=driver_name,
             state_dir=state_dir,
             pools=self.pools,
             catalogue=self.catalogue,
-            publishing=self.publishing,
+            mounts=self.mounts,
+            init_pools=init_pools,
         )
         self._ready = threading.Event()
-        self._housekeeper = threading.Thread(target=self._startup.keep_house, name="housekeeper", daemon=True)
 
     def start(self) -> None:
         """Bring the pools into service.
@@ -45,16 +59,12 @@ class Node:
         """
         self._startup.run()
         self._ready.set()
-        self._housekeeper.start()
 
     def stop(self) -> None:
         """Give the pools back; nothing may be in flight any more."""
         self._ready.clear()
-        self._startup.stop()
-        if self._housekeeper.ident is not None:
-            self._housekeeper.join(timeout=5.0)
-        # A housekeeper that still clears something needs its descriptors; the process ends anyway.
-        if not self._housekeeper.is_alive():
+        # A keeper that still clears something needs its descriptors; the process ends anyway.
+        if self._startup.stop():
             self.pools.close()
 
     @property

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from csi_driver.backends.attachments import Attachments
 from csi_driver.backends.block_image import BlockImageBackend
@@ -18,12 +19,29 @@ from csi_driver.domain.ledger import Ledger, Space, is_counted
 from csi_driver.errors import InvalidField, NotReady, OperationPending, PoolRefused
 from csi_driver.linux import btrfs, filesystem, lock
 from csi_driver.model import PoolName, Volume, VolumeType
-from csi_driver.store.pool import IDENTITY, PoolDirectory
+from csi_driver.store import durable
+from csi_driver.store import pool as pool_store
+from csi_driver.store.pool import PoolDirectory, PoolIdentity
 from csi_driver.store.runtime import RuntimeDirectory
 
 # Half of the threads that serve mutating calls, and half of those for statistics (rpc.server).
 _SLOTS = 128
 _QUESTIONS = 32
+
+
+def initialise_pool(directory: str, driver_name: str) -> PoolIdentity:
+    """Make `directory` a pool, or find that it is one already. Idempotent.
+
+    Raises: PoolRefused when it belongs to another driver, is served, holds anything, or is not a directory; OSError.
+    """
+    Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    root_fd = durable.open_directory(directory)
+    try:
+        if not lock.try_lock(root_fd) and not pool_store.has_identity(root_fd):
+            raise PoolRefused(directory, "another hostvol process holds it")
+        return pool_store.initialise(root_fd, directory, driver_name)
+    finally:
+        os.close(root_fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +64,11 @@ class Pool:
         self.name = options.name
         self.overcommit = options.overcommit
         self.store = PoolDirectory(options.directory, driver_name)
-        held = lock.lock_file(IDENTITY, dir_fd=self.store.root_fd)
-        if held is None:
+        # The directory itself, and no file in it: whoever holds a file that was replaced holds nothing.
+        if not lock.try_lock(self.store.root_fd):
             self.store.close()
             raise PoolRefused(options.directory, "another hostvol process serves it")
-        self._lock_fd = held
+        self._uncleared: list[tuple[int, str]] = []
         self._slots = threading.BoundedSemaphore(_SLOTS)
         self._questions = threading.BoundedSemaphore(_QUESTIONS)
         self.runtime = RuntimeDirectory(state_dir, self.store.identity.pool_uuid)
@@ -68,7 +86,6 @@ class Pool:
         """Give the lock back."""
         self.runtime.close()
         self.store.close()
-        os.close(self._lock_fd)
 
     @property
     def quota(self) -> QuotaKind:
@@ -120,6 +137,15 @@ class Pool:
         finally:
             places.release()
 
+    def clear_later(self, room_fd: int, name: str) -> None:
+        """The remains of an operation could not be cleared; the pool's keeper tries again."""
+        self._uncleared.append((room_fd, name))
+
+    def take_uncleared(self) -> list[tuple[int, str]]:
+        """What `clear_later` collected since the last time."""
+        taken, self._uncleared = self._uncleared, []
+        return taken
+
     def require_present(self) -> None:
         """Refuse to write where the pool is not mounted any more.
 
@@ -157,6 +183,11 @@ class Pools:
 
     opened: dict[str, Pool] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def has(self, name: str) -> bool:
+        """Whether the node was given a pool of that name, served or not."""
+        return name in self.opened or name in self.refused
 
     def get(self, name: str) -> Pool:
         """The pool of that name.
@@ -179,16 +210,30 @@ class Pools:
         return self.of(volume).backend(volume)
 
     def add(self, pool: Pool, all_volumes: Callable[[], list[Volume]]) -> None:
-        """Serve `pool`, in one ledger with the pools on the same filesystem."""
-        for other in self.opened.values():
-            if other.filesystem_key == pool.filesystem_key:
-                pool.filesystem, pool.ledger = other.filesystem, other.ledger
-                break
-        else:
-            pool.filesystem = PoolFilesystem({}, all_volumes)
-            pool.ledger = Ledger(pool.filesystem)
-        pool.filesystem.pools[pool.name] = pool
-        self.opened[pool.name] = pool
+        """Serve `pool`, in one ledger with the pools on the same filesystem.
+
+        Raises: PoolRefused when another one bears its uuid: a copy, which would share its runtime state.
+        """
+        with self._lock:
+            for other in self.opened.values():
+                if other.store.identity.pool_uuid == pool.store.identity.pool_uuid:
+                    raise PoolRefused(pool.store.directory, f"it has the uuid of pool {other.name}; is it a copy?")
+            for other in self.opened.values():
+                if other.filesystem_key == pool.filesystem_key:
+                    pool.filesystem, pool.ledger = other.filesystem, other.ledger
+                    break
+            else:
+                pool.filesystem = PoolFilesystem({}, all_volumes)
+                pool.ledger = Ledger(pool.filesystem)
+            pool.filesystem.pools[pool.name] = pool
+            self.opened = {**self.opened, pool.name: pool}
+            self.refused.pop(pool.name, None)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Say why the pool is not served."""
+        with self._lock:
+            self.opened = {key: pool for key, pool in self.opened.items() if key != name}
+            self.refused[name] = reason
 
     def ledgers(self) -> list[Ledger]:
         """Every ledger once."""

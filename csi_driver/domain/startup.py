@@ -1,6 +1,7 @@
-"""What a start does before volumes are served: open the pools, load their records, compare with the kernel.
+"""Pools brought into service and kept there: opened, loaded, compared with the kernel, cleared, measured.
 
-Nothing here touches a mounted filesystem, so one that hangs does not keep the others from being served.
+Each pool has a thread of its own, so a disk that hangs keeps no other pool from being served. Nothing here touches a
+mounted volume, so one that hangs keeps none from being found again.
 """
 
 from __future__ import annotations
@@ -14,25 +15,28 @@ from collections.abc import Sequence
 
 from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
-from csi_driver.backends.directory import tend_quotas
+from csi_driver.backends.directory import QuotaKind, tend_quotas
 from csi_driver.domain.catalogue import Catalogue
-from csi_driver.domain.pools import Pool, PoolOptions, Pools
-from csi_driver.domain.publishing import Publishing
+from csi_driver.domain.mounts import VolumeMounts
+from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_pool
 from csi_driver.errors import PoolRefused, RecordDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
-from csi_driver.model import Volume, VolumeId
+from csi_driver.model import QuotaPolicy, Volume, VolumeId, VolumeType
 from csi_driver.store import records
 from csi_driver.store.pool import VOLUMES
 from csi_driver.store.runtime import RuntimeState
 
 _log = logging.getLogger("hostvol.startup")
-_MEASURE_SECONDS = 300.0
+_OPEN_SECONDS = 15.0
+_TRY_AGAIN_SECONDS = 10.0
+_TEND_SECONDS = 60.0
+_STOP_SECONDS = 5.0
 _IMAGE_PATH = re.compile(rf"/{VOLUMES}/([a-z0-9-]+)/{re.escape(IMAGE)}$")
 
 
 class Startup:
-    """Brings the pools of a node into service, and keeps their measurements fresh."""
+    """The keepers of a node's pools."""
 
     def __init__(
         self,
@@ -42,68 +46,153 @@ class Startup:
         state_dir: str,
         pools: Pools,
         catalogue: Catalogue,
-        publishing: Publishing,
+        mounts: VolumeMounts,
+        init_pools: bool,
     ) -> None:
+        self._pools = pools
+        self._catalogue = catalogue
+        self._stopped = threading.Event()
+        loader = PoolLoader(driver_name, state_dir, pools, catalogue, mounts, init_pools=init_pools)
+        self._keepers = [_Keeper(one, loader, pools, catalogue, self._stopped) for one in options]
+
+    def run(self) -> None:
+        """Open every pool; those that cannot be opened are refused by name, tried again, and the others served.
+
+        A pool whose disk does not answer is waited for 15 seconds, and served when it comes later.
+
+        Raises: PoolRefused when not a single one can be opened.
+        """
+        ends = time.monotonic() + _OPEN_SECONDS
+        for keeper in self._keepers:
+            keeper.start()
+        for keeper in self._keepers:
+            keeper.settled.wait(max(0.0, ends - time.monotonic()))
+        refusals = [keeper.refusal for keeper in self._keepers if keeper.refusal is not None]
+        if len(refusals) == len(self._keepers) and not self._pools.opened:
+            raise refusals[0]
+
+    def stop(self) -> bool:
+        """End the keepers; False when one is in the middle of something."""
+        self._stopped.set()
+        ends = time.monotonic() + _STOP_SECONDS
+        for keeper in self._keepers:
+            if keeper.ident is not None:
+                keeper.join(max(0.0, ends - time.monotonic()))
+        return not any(keeper.is_alive() for keeper in self._keepers)
+
+
+class _Keeper(threading.Thread):
+    """Opens one pool, again and again until it succeeds, and then keeps it in order."""
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        loader: PoolLoader,
+        pools: Pools,
+        catalogue: Catalogue,
+        stopped: threading.Event,
+    ) -> None:
+        super().__init__(name=f"pool {options.name}", daemon=True)
+        self.settled = threading.Event()
+        self.refusal: PoolRefused | None = None
         self._options = options
+        self._loader = loader
+        self._pools = pools
+        self._catalogue = catalogue
+        self._stopped = stopped
+        self._refuse("its disk has not answered yet")
+
+    def run(self) -> None:
+        pool = self._open()
+        self.settled.set()
+        while pool is None:
+            if self._stopped.wait(_TRY_AGAIN_SECONDS):
+                return
+            pool = self._open()
+        leftovers = pool.store.leftovers_at_open
+        while True:
+            leftovers = [left for left in leftovers if not _cleared(pool, *left)]
+            leftovers += pool.take_uncleared()
+            _tend(pool)
+            if self._stopped.wait(_TEND_SECONDS):
+                return
+
+    def _open(self) -> Pool | None:
+        try:
+            pool = self._loader.open(self._options)
+        except (PoolRefused, OSError) as cause:
+            refusal = (
+                cause if isinstance(cause, PoolRefused) else PoolRefused(self._options.directory, f"it fails: {cause}")
+            )
+            if self.refusal is None or str(self.refusal) != str(refusal):
+                _log.error("%s", refusal)
+            self.refusal = refusal
+            self._refuse(str(refusal))
+            return None
+        self.refusal = None
+        self._catalogue.found(self._options.name)
+        return pool
+
+    def _refuse(self, reason: str) -> None:
+        self._pools.refuse(self._options.name, reason)
+        self._catalogue.miss(self._options.name, f"pool {self._options.name}: {reason}")
+
+
+class PoolLoader:
+    """Reads what a pool holds, and finds again what earlier processes of this boot attached and mounted."""
+
+    def __init__(
+        self,
+        driver_name: str,
+        state_dir: str,
+        pools: Pools,
+        catalogue: Catalogue,
+        mounts: VolumeMounts,
+        *,
+        init_pools: bool,
+    ) -> None:
         self._driver_name = driver_name
         self._state_dir = state_dir
         self._pools = pools
         self._catalogue = catalogue
-        self._publishing = publishing
-        self._stopped = threading.Event()
-        self._leftovers: dict[str, list[tuple[int, str]]] = {}
+        self._mounts = mounts
+        self._init_pools = init_pools
 
-    def run(self) -> None:
-        """Open every pool; those that cannot be opened are refused by name and the others served.
+    def open(self, options: PoolOptions) -> Pool:
+        """The pool, in service.
 
-        Raises: PoolRefused when not a single one can be opened.
+        Raises: PoolRefused, OSError; nothing is held then.
         """
-        refused: PoolRefused | None = None
-        for options in self._options:
-            try:
-                self._open(options)
-            except PoolRefused as cause:
-                refused = cause
-                self._pools.refused[options.name] = str(cause)
-                _log.error("%s", cause)
-        if refused is not None and not self._pools.opened:
-            raise refused
-
-    def keep_house(self) -> None:
-        """In a thread of its own until `stop`: clear what earlier runs left, and measure what volumes own."""
-        for pool in list(self._pools.opened.values()):
-            self._clear_leftovers(pool)
-        while True:
-            for ledger in self._pools.ledgers():
-                ledger.measure()
-            for pool in list(self._pools.opened.values()):
-                self._tend_quotas(pool)
-            if self._stopped.wait(_MEASURE_SECONDS):
-                return
-
-    def stop(self) -> None:
-        """End `keep_house` at its next pause."""
-        self._stopped.set()
-
-    def _open(self, options: PoolOptions) -> None:
         began = time.monotonic()
+        if self._init_pools:
+            initialise_pool(options.directory, self._driver_name)
         pool = Pool(options, self._driver_name, self._state_dir)
-        self._leftovers[pool.name] = pool.store.leftovers()
-        self._pools.add(pool, self._catalogue.all)
-        volumes = self._load(pool)
-        self._catalogue.add_all(volumes)
-        for volume in volumes:
-            pool.ledger.settle(volume, 0)
-        self._adopt_loops(pool)
-        self._adopt_states(pool)
-        crash_point("startup.opened")
+        try:
+            volumes = self._load(pool)
+            self._pools.add(pool, self._catalogue.all)
+        except BaseException:
+            pool.close()
+            raise
+        self._take_over(pool, volumes)
+        seconds = time.monotonic() - began
         _log.info(
             "pool %s: %d volumes served from %s in %.0f ms",
             pool.name,
             len(volumes),
             pool.store.directory,
-            (time.monotonic() - began) * 1000,
+            seconds * 1000,
         )
+        _warn_of_missing_quota(pool, volumes)
+        return pool
+
+    def _take_over(self, pool: Pool, volumes: list[Volume]) -> None:
+        for volume in volumes:
+            pool.ledger.settle(volume, 0)
+        self._adopt_loops(pool)
+        # The volumes are found by requests only after everything that is known of them.
+        self._adopt_states(pool, {volume.volume_id for volume in volumes})
+        self._catalogue.add_all(volumes)
+        crash_point("startup.opened")
 
     def _load(self, pool: Pool) -> list[Volume]:
         volumes = []
@@ -114,13 +203,15 @@ class Startup:
                 if volume.pool != pool.name:
                     raise RecordDamaged(where, f"it belongs to pool {volume.pool}, served here is {pool.name}")
             except RecordDamaged as damage:
-                self._catalogue.quarantine(name, damage)
+                claimed = records.claimed_name(pool.store.volumes_fd, name)
+                self._catalogue.quarantine(name, damage, claimed)
                 _log.error("volume %s is quarantined: %s", name, damage)
             else:
                 volumes.append(volume)
         return volumes
 
-    def _adopt_loops(self, pool: Pool) -> None:
+    @staticmethod
+    def _adopt_loops(pool: Pool) -> None:
         """Find the loop devices of this pool's images again: by the path that sysfs shows, then by their inode."""
         for number, path in loop.backing_paths():
             # The end of the path only: seen from another container it begins at that container's mount.
@@ -128,29 +219,13 @@ class Startup:
             if match is not None:
                 pool.attachments.adopt(VolumeId(match[1]), number)
 
-    def _adopt_states(self, pool: Pool) -> None:
+    def _adopt_states(self, pool: Pool, loaded: set[VolumeId]) -> None:
         for volume_id, state in pool.runtime.load_all().items():
-            if self._catalogue.has(volume_id):
-                self._publishing.restore(volume_id, state)
+            if volume_id in loaded or self._catalogue.has(volume_id):
+                self._mounts.restore(volume_id, state)
             else:
                 # Deleted by a process that ended before it could say so here.
                 pool.runtime.save(volume_id, RuntimeState())
-
-    @staticmethod
-    def _tend_quotas(pool: Pool) -> None:
-        try:
-            tend_quotas(pool.store)
-        except OSError as cause:
-            _log.warning("pool %s: its quotas cannot be tended: %s", pool.name, cause)
-
-    def _clear_leftovers(self, pool: Pool) -> None:
-        # Listed before the first request: what is built meanwhile is not among them.
-        for room_fd, name in self._leftovers.pop(pool.name, []):
-            try:
-                removal.clear(room_fd, name)
-                crash_point("startup.cleared")
-            except OSError as cause:
-                _log.error("pool %s: %s left by an earlier run cannot be cleared: %s", pool.name, name, cause)
 
 
 def ensure_state_dir(path: str) -> None:
@@ -164,3 +239,37 @@ def ensure_state_dir(path: str) -> None:
             raise PermissionError(f"{path} is not writable")
     except OSError as cause:
         raise PoolRefused(path, f"--state-dir cannot be used: {cause}") from cause
+
+
+def _refusal(options: PoolOptions, cause: PoolRefused | OSError) -> PoolRefused:
+    return cause if isinstance(cause, PoolRefused) else PoolRefused(options.directory, f"it fails: {cause}")
+
+
+def _warn_of_missing_quota(pool: Pool, volumes: list[Volume]) -> None:
+    if pool.quota is not QuotaKind.NONE:
+        return
+    unlimited = sum(
+        volume.volume_type is VolumeType.DIRECTORY and volume.parameters.quota is QuotaPolicy.REQUIRED
+        for volume in volumes
+    )
+    if unlimited:
+        _log.error("pool %s: %d directory volumes have no limit now; %s", pool.name, unlimited, pool.quota_remedy)
+
+
+def _cleared(pool: Pool, room_fd: int, name: str) -> bool:
+    """Clear what an earlier operation left; False when it has to be tried again."""
+    try:
+        removal.clear(room_fd, name)
+        crash_point("startup.cleared")
+    except OSError as cause:
+        _log.error("pool %s: %s left by an earlier operation cannot be cleared: %s", pool.name, name, cause)
+        return False
+    return True
+
+
+def _tend(pool: Pool) -> None:
+    try:
+        pool.ledger.measure()
+        tend_quotas(pool.store)
+    except OSError as cause:
+        _log.warning("pool %s cannot be measured: %s", pool.name, cause)

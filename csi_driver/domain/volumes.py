@@ -18,7 +18,7 @@ from csi_driver.domain import sizes
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.pools import Pool, Pools
-from csi_driver.domain.publishing import Publishing
+from csi_driver.domain.staging import Staging
 from csi_driver.errors import (
     CapacityOutOfRange,
     InsufficientCapacity,
@@ -39,15 +39,13 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Volumes:
     """The life of a volume from CreateVolume to DeleteVolume."""
 
-    def __init__(
-        self, node_id: str, pools: Pools, catalogue: Catalogue, claims: Claims, publishing: Publishing
-    ) -> None:
+    def __init__(self, node_id: str, pools: Pools, catalogue: Catalogue, claims: Claims, staging: Staging) -> None:
         self._node_id = node_id
         self._node_key = node_key(node_id)
         self._pools = pools
         self._catalogue = catalogue
         self._claims = claims
-        self._publishing = publishing
+        self._staging = staging
         self._uncleared: dict[str, tuple[Pool, str]] = {}
 
     def create(self, spec: VolumeSpec, deadline: float | None, *, is_accessible: bool = True) -> Volume:
@@ -93,8 +91,12 @@ class Volumes:
         except BaseException:
             pool.ledger.forget(volume)
             raise
-        pool.ledger.settle(volume, 0)
+        # fallocate gave a thick one all it will need; a thin one is measured when that matters.
+        pool.ledger.settle(volume, volume.capacity_bytes if volume.is_thick else 0)
         self._catalogue.add(volume)
+        if pool.ledger.is_overdrawn(pool.overcommit):
+            # By the template that was made for it, after the promise.
+            pool.images.drop_templates()
         return volume
 
     def _planned(self, spec: VolumeSpec) -> Volume:
@@ -144,6 +146,7 @@ class Volumes:
         try:
             removal.clear(pool.store.tmp_fd, volume.volume_id)
         except OSError as cause:
+            pool.clear_later(pool.store.tmp_fd, volume.volume_id)
             raise UndoFailed(
                 f"volume {volume.name!r}: creation failed and {pool.store.building_path(volume.volume_id)} could not "
                 f"be cleared: {cause}"
@@ -163,7 +166,7 @@ class Volumes:
             return
         pool = self._pools.of(volume)
         pool.require_present()
-        self._publishing.withdraw(volume)
+        self._staging.withdraw(volume)
         crash_point("delete.withdrawn")
         self._uncleared[volume.volume_id] = (pool, pool.store.discard(volume.volume_id))
         self._catalogue.remove(volume)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from csi_driver.linux import filesystem_options, ioctl, process, statfs
-from csi_driver.linux.filesystem_options import MountOptions, Rule, check_mount_options
+from csi_driver.linux.filesystem_options import MountOptions, Rule, check_mount_options, flag_names
 
 __all__ = [
     "FILESYSTEMS",
@@ -26,6 +26,7 @@ __all__ = [
     "check_mount_options",
     "ext4_has_errors",
     "filesystem_name",
+    "flag_names",
     "get_ext4_uuid",
     "identify",
     "make",

@@ -357,6 +357,11 @@ def _mkfs_pairs(filesystem: str, text: str) -> Iterator[tuple[str, str | None]]:
             yield word, next(words, None)
 
 
+def flag_names(flags: Sequence[str]) -> str:
+    """The flags for a message: up to the first `=`, since a value may be confidential."""
+    return " ".join(flag.partition("=")[0] for flag in flags)
+
+
 def check_mount_options(filesystem: str | None, flags: Sequence[str]) -> MountOptions:
     """Check a capability's mount flags against the filesystem's allow-list; None is a directory volume.
 
@@ -370,7 +375,7 @@ def check_mount_options(filesystem: str | None, flags: Sequence[str]) -> MountOp
     names: dict[str, None] = {}
     for flag in flags:
         if len(flag.encode(errors="surrogatepass")) > FLAG_BYTES_MAXIMUM:
-            raise ValueError(f"mount flag {flag[:16]!r}… is longer than {FLAG_BYTES_MAXIMUM} bytes")
+            raise ValueError(f"mount flag {flag_names([flag])[:16]!r}… is longer than {FLAG_BYTES_MAXIMUM} bytes")
         for part in flag.split(","):
             _check_flag(filesystem, part)
             names[part] = None

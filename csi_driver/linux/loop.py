@@ -154,6 +154,11 @@ def device_path(number: int) -> str:
     return f"/dev/loop{number}"
 
 
+def is_loop_device(device: int) -> bool:
+    """Say whether a device number (os.makedev) is that of a loop device."""
+    return os.major(device) == LOOP_MAJOR
+
+
 def attach(
     image_fd: int,
     *,

@@ -13,6 +13,7 @@ import enum
 import errno
 import os
 import struct
+import time
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -31,6 +32,7 @@ NAME_MAX_BYTES: Final = 255
 _openat2 = declare(SYS_OPENAT2, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _OPEN_ATTEMPTS = 100
+_PAUSE_SECONDS = 0.01
 
 
 class Kind(enum.Enum):
@@ -196,6 +198,21 @@ class Target:
                 raise
             return False
         return True
+
+    def unmount_patiently(self, patience_seconds: float) -> bool:
+        """The same, trying again for a while when something holds the mount for a moment.
+
+        Raises:
+            OSError: as `unmount`; EBUSY only when it was in use all the time.
+        """
+        ends = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return self.unmount()
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() >= ends:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
 
     def remove(self) -> bool:
         """Remove the empty directory or file, never anything with content; return whether there was one.

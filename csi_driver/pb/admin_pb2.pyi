@@ -20,25 +20,7 @@ class ListPoolsResponse(_message.Message):
     def __init__(self, pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ...) -> None: ...
 
 class Pool(_message.Message):
-    __slots__ = (
-        "name",
-        "directory",
-        "uuid",
-        "filesystem",
-        "reflink",
-        "overcommit",
-        "size_bytes",
-        "available_bytes",
-        "reserve_bytes",
-        "promised_bytes",
-        "grantable_bytes",
-        "volume_count",
-        "quarantined_count",
-        "state",
-        "message",
-        "quota",
-        "quota_remedy",
-    )
+    __slots__ = ("name", "directory", "uuid", "filesystem", "reflink", "overcommit", "size_bytes", "available_bytes", "reserve_bytes", "promised_bytes", "grantable_bytes", "volume_count", "quarantined_count", "state", "message", "quota", "quota_remedy")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -73,26 +55,7 @@ class Pool(_message.Message):
     message: str
     quota: str
     quota_remedy: str
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        directory: _Optional[str] = ...,
-        uuid: _Optional[str] = ...,
-        filesystem: _Optional[str] = ...,
-        reflink: _Optional[bool] = ...,
-        overcommit: _Optional[float] = ...,
-        size_bytes: _Optional[int] = ...,
-        available_bytes: _Optional[int] = ...,
-        reserve_bytes: _Optional[int] = ...,
-        promised_bytes: _Optional[int] = ...,
-        grantable_bytes: _Optional[int] = ...,
-        volume_count: _Optional[int] = ...,
-        quarantined_count: _Optional[int] = ...,
-        state: _Optional[str] = ...,
-        message: _Optional[str] = ...,
-        quota: _Optional[str] = ...,
-        quota_remedy: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., uuid: _Optional[str] = ..., filesystem: _Optional[str] = ..., reflink: _Optional[bool] = ..., overcommit: _Optional[float] = ..., size_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ..., promised_bytes: _Optional[int] = ..., grantable_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., quarantined_count: _Optional[int] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., quota: _Optional[str] = ..., quota_remedy: _Optional[str] = ...) -> None: ...
 
 class ListVolumesRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -108,33 +71,18 @@ class ListVolumesResponse(_message.Message):
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     volumes: _containers.RepeatedCompositeFieldContainer[VolumeDetail]
     next_token: str
-    def __init__(
-        self, volumes: _Optional[_Iterable[_Union[VolumeDetail, _Mapping]]] = ..., next_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, volumes: _Optional[_Iterable[_Union[VolumeDetail, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
 
 class GetVolumeRequest(_message.Message):
-    __slots__ = ("volume_id",)
+    __slots__ = ("volume_id", "name")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
-    def __init__(self, volume_id: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class VolumeDetail(_message.Message):
-    __slots__ = (
-        "volume_id",
-        "name",
-        "pool",
-        "type",
-        "access",
-        "filesystem",
-        "provisioning",
-        "capacity_bytes",
-        "allocated_bytes",
-        "created",
-        "staging_paths",
-        "target_paths",
-        "state",
-        "message",
-    )
+    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -163,20 +111,4 @@ class VolumeDetail(_message.Message):
     target_paths: _containers.RepeatedScalarFieldContainer[str]
     state: str
     message: str
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        pool: _Optional[str] = ...,
-        type: _Optional[str] = ...,
-        access: _Optional[str] = ...,
-        filesystem: _Optional[str] = ...,
-        provisioning: _Optional[str] = ...,
-        capacity_bytes: _Optional[int] = ...,
-        allocated_bytes: _Optional[int] = ...,
-        created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        staging_paths: _Optional[_Iterable[str]] = ...,
-        target_paths: _Optional[_Iterable[str]] = ...,
-        state: _Optional[str] = ...,
-        message: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...

@@ -30,7 +30,6 @@ class BlockMetadataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNKNOWN: _ClassVar[BlockMetadataType]
     FIXED_LENGTH: _ClassVar[BlockMetadataType]
     VARIABLE_LENGTH: _ClassVar[BlockMetadataType]
-
 UNKNOWN_VOLUME_HEALTH_TYPE: VolumeHealthErrorType
 DEGRADED: VolumeHealthErrorType
 INACCESSIBLE: VolumeHealthErrorType
@@ -69,19 +68,13 @@ class GetPluginInfoResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     VENDOR_VERSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     vendor_version: str
     manifest: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        vendor_version: _Optional[str] = ...,
-        manifest: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., vendor_version: _Optional[str] = ..., manifest: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetPluginCapabilitiesRequest(_message.Message):
     __slots__ = ()
@@ -105,7 +98,6 @@ class PluginCapability(_message.Message):
             GROUP_CONTROLLER_SERVICE: _ClassVar[PluginCapability.Service.Type]
             SNAPSHOT_METADATA_SERVICE: _ClassVar[PluginCapability.Service.Type]
             SNAPSHOT_ACCESSIBILITY_CONSTRAINTS: _ClassVar[PluginCapability.Service.Type]
-
         UNKNOWN: PluginCapability.Service.Type
         CONTROLLER_SERVICE: PluginCapability.Service.Type
         VOLUME_ACCESSIBILITY_CONSTRAINTS: PluginCapability.Service.Type
@@ -115,7 +107,6 @@ class PluginCapability(_message.Message):
         TYPE_FIELD_NUMBER: _ClassVar[int]
         type: PluginCapability.Service.Type
         def __init__(self, type: _Optional[_Union[PluginCapability.Service.Type, str]] = ...) -> None: ...
-
     class VolumeExpansion(_message.Message):
         __slots__ = ("type",)
         class Type(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -123,23 +114,17 @@ class PluginCapability(_message.Message):
             UNKNOWN: _ClassVar[PluginCapability.VolumeExpansion.Type]
             ONLINE: _ClassVar[PluginCapability.VolumeExpansion.Type]
             OFFLINE: _ClassVar[PluginCapability.VolumeExpansion.Type]
-
         UNKNOWN: PluginCapability.VolumeExpansion.Type
         ONLINE: PluginCapability.VolumeExpansion.Type
         OFFLINE: PluginCapability.VolumeExpansion.Type
         TYPE_FIELD_NUMBER: _ClassVar[int]
         type: PluginCapability.VolumeExpansion.Type
         def __init__(self, type: _Optional[_Union[PluginCapability.VolumeExpansion.Type, str]] = ...) -> None: ...
-
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     VOLUME_EXPANSION_FIELD_NUMBER: _ClassVar[int]
     service: PluginCapability.Service
     volume_expansion: PluginCapability.VolumeExpansion
-    def __init__(
-        self,
-        service: _Optional[_Union[PluginCapability.Service, _Mapping]] = ...,
-        volume_expansion: _Optional[_Union[PluginCapability.VolumeExpansion, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, service: _Optional[_Union[PluginCapability.Service, _Mapping]] = ..., volume_expansion: _Optional[_Union[PluginCapability.VolumeExpansion, _Mapping]] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ()
@@ -152,16 +137,7 @@ class ProbeResponse(_message.Message):
     def __init__(self, ready: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ...) -> None: ...
 
 class CreateVolumeRequest(_message.Message):
-    __slots__ = (
-        "name",
-        "capacity_range",
-        "volume_capabilities",
-        "parameters",
-        "secrets",
-        "volume_content_source",
-        "accessibility_requirements",
-        "mutable_parameters",
-    )
+    __slots__ = ("name", "capacity_range", "volume_capabilities", "parameters", "secrets", "volume_content_source", "accessibility_requirements", "mutable_parameters")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -169,7 +145,6 @@ class CreateVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class SecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -177,7 +152,6 @@ class CreateVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class MutableParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -185,7 +159,6 @@ class CreateVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_RANGE_FIELD_NUMBER: _ClassVar[int]
     VOLUME_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -202,17 +175,7 @@ class CreateVolumeRequest(_message.Message):
     volume_content_source: VolumeContentSource
     accessibility_requirements: TopologyRequirement
     mutable_parameters: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ...,
-        volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ...,
-        parameters: _Optional[_Mapping[str, str]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        volume_content_source: _Optional[_Union[VolumeContentSource, _Mapping]] = ...,
-        accessibility_requirements: _Optional[_Union[TopologyRequirement, _Mapping]] = ...,
-        mutable_parameters: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_content_source: _Optional[_Union[VolumeContentSource, _Mapping]] = ..., accessibility_requirements: _Optional[_Union[TopologyRequirement, _Mapping]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class VolumeContentSource(_message.Message):
     __slots__ = ("snapshot", "volume")
@@ -221,22 +184,16 @@ class VolumeContentSource(_message.Message):
         SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
         snapshot_id: str
         def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
-
     class VolumeSource(_message.Message):
         __slots__ = ("volume_id",)
         VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
         volume_id: str
         def __init__(self, volume_id: _Optional[str] = ...) -> None: ...
-
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     snapshot: VolumeContentSource.SnapshotSource
     volume: VolumeContentSource.VolumeSource
-    def __init__(
-        self,
-        snapshot: _Optional[_Union[VolumeContentSource.SnapshotSource, _Mapping]] = ...,
-        volume: _Optional[_Union[VolumeContentSource.VolumeSource, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, snapshot: _Optional[_Union[VolumeContentSource.SnapshotSource, _Mapping]] = ..., volume: _Optional[_Union[VolumeContentSource.VolumeSource, _Mapping]] = ...) -> None: ...
 
 class CreateVolumeResponse(_message.Message):
     __slots__ = ("volume",)
@@ -249,7 +206,6 @@ class VolumeCapability(_message.Message):
     class BlockVolume(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
-
     class MountVolume(_message.Message):
         __slots__ = ("fs_type", "mount_flags", "volume_mount_group")
         FS_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -258,13 +214,7 @@ class VolumeCapability(_message.Message):
         fs_type: str
         mount_flags: _containers.RepeatedScalarFieldContainer[str]
         volume_mount_group: str
-        def __init__(
-            self,
-            fs_type: _Optional[str] = ...,
-            mount_flags: _Optional[_Iterable[str]] = ...,
-            volume_mount_group: _Optional[str] = ...,
-        ) -> None: ...
-
+        def __init__(self, fs_type: _Optional[str] = ..., mount_flags: _Optional[_Iterable[str]] = ..., volume_mount_group: _Optional[str] = ...) -> None: ...
     class AccessMode(_message.Message):
         __slots__ = ("mode",)
         class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -277,7 +227,6 @@ class VolumeCapability(_message.Message):
             MULTI_NODE_MULTI_WRITER: _ClassVar[VolumeCapability.AccessMode.Mode]
             SINGLE_NODE_SINGLE_WRITER: _ClassVar[VolumeCapability.AccessMode.Mode]
             SINGLE_NODE_MULTI_WRITER: _ClassVar[VolumeCapability.AccessMode.Mode]
-
         UNKNOWN: VolumeCapability.AccessMode.Mode
         SINGLE_NODE_WRITER: VolumeCapability.AccessMode.Mode
         SINGLE_NODE_READER_ONLY: VolumeCapability.AccessMode.Mode
@@ -289,19 +238,13 @@ class VolumeCapability(_message.Message):
         MODE_FIELD_NUMBER: _ClassVar[int]
         mode: VolumeCapability.AccessMode.Mode
         def __init__(self, mode: _Optional[_Union[VolumeCapability.AccessMode.Mode, str]] = ...) -> None: ...
-
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     MOUNT_FIELD_NUMBER: _ClassVar[int]
     ACCESS_MODE_FIELD_NUMBER: _ClassVar[int]
     block: VolumeCapability.BlockVolume
     mount: VolumeCapability.MountVolume
     access_mode: VolumeCapability.AccessMode
-    def __init__(
-        self,
-        block: _Optional[_Union[VolumeCapability.BlockVolume, _Mapping]] = ...,
-        mount: _Optional[_Union[VolumeCapability.MountVolume, _Mapping]] = ...,
-        access_mode: _Optional[_Union[VolumeCapability.AccessMode, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, block: _Optional[_Union[VolumeCapability.BlockVolume, _Mapping]] = ..., mount: _Optional[_Union[VolumeCapability.MountVolume, _Mapping]] = ..., access_mode: _Optional[_Union[VolumeCapability.AccessMode, _Mapping]] = ...) -> None: ...
 
 class CapacityRange(_message.Message):
     __slots__ = ("required_bytes", "limit_bytes")
@@ -320,7 +263,6 @@ class Volume(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_CONTEXT_FIELD_NUMBER: _ClassVar[int]
@@ -331,14 +273,7 @@ class Volume(_message.Message):
     volume_context: _containers.ScalarMap[str, str]
     content_source: VolumeContentSource
     accessible_topology: _containers.RepeatedCompositeFieldContainer[Topology]
-    def __init__(
-        self,
-        capacity_bytes: _Optional[int] = ...,
-        volume_id: _Optional[str] = ...,
-        volume_context: _Optional[_Mapping[str, str]] = ...,
-        content_source: _Optional[_Union[VolumeContentSource, _Mapping]] = ...,
-        accessible_topology: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, capacity_bytes: _Optional[int] = ..., volume_id: _Optional[str] = ..., volume_context: _Optional[_Mapping[str, str]] = ..., content_source: _Optional[_Union[VolumeContentSource, _Mapping]] = ..., accessible_topology: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...) -> None: ...
 
 class TopologyRequirement(_message.Message):
     __slots__ = ("requisite", "preferred")
@@ -346,11 +281,7 @@ class TopologyRequirement(_message.Message):
     PREFERRED_FIELD_NUMBER: _ClassVar[int]
     requisite: _containers.RepeatedCompositeFieldContainer[Topology]
     preferred: _containers.RepeatedCompositeFieldContainer[Topology]
-    def __init__(
-        self,
-        requisite: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...,
-        preferred: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, requisite: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ..., preferred: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...) -> None: ...
 
 class Topology(_message.Message):
     __slots__ = ("segments",)
@@ -361,7 +292,6 @@ class Topology(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     segments: _containers.ScalarMap[str, str]
     def __init__(self, segments: _Optional[_Mapping[str, str]] = ...) -> None: ...
@@ -375,7 +305,6 @@ class DeleteVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
@@ -395,7 +324,6 @@ class ControllerPublishVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class VolumeContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -403,7 +331,6 @@ class ControllerPublishVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_CAPABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -416,15 +343,7 @@ class ControllerPublishVolumeRequest(_message.Message):
     readonly: bool
     secrets: _containers.ScalarMap[str, str]
     volume_context: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        node_id: _Optional[str] = ...,
-        volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...,
-        readonly: _Optional[bool] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        volume_context: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., node_id: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., readonly: _Optional[bool] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ControllerPublishVolumeResponse(_message.Message):
     __slots__ = ("publish_context",)
@@ -435,7 +354,6 @@ class ControllerPublishVolumeResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     PUBLISH_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     publish_context: _containers.ScalarMap[str, str]
     def __init__(self, publish_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
@@ -449,19 +367,13 @@ class ControllerUnpublishVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     node_id: str
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        node_id: _Optional[str] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., node_id: _Optional[str] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ControllerUnpublishVolumeResponse(_message.Message):
     __slots__ = ()
@@ -476,7 +388,6 @@ class ValidateVolumeCapabilitiesRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -484,7 +395,6 @@ class ValidateVolumeCapabilitiesRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class SecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -492,7 +402,6 @@ class ValidateVolumeCapabilitiesRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class MutableParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -500,7 +409,6 @@ class ValidateVolumeCapabilitiesRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     VOLUME_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -513,15 +421,7 @@ class ValidateVolumeCapabilitiesRequest(_message.Message):
     parameters: _containers.ScalarMap[str, str]
     secrets: _containers.ScalarMap[str, str]
     mutable_parameters: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        volume_context: _Optional[_Mapping[str, str]] = ...,
-        volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ...,
-        parameters: _Optional[_Mapping[str, str]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        mutable_parameters: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., volume_context: _Optional[_Mapping[str, str]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ValidateVolumeCapabilitiesResponse(_message.Message):
     __slots__ = ("confirmed", "message")
@@ -534,7 +434,6 @@ class ValidateVolumeCapabilitiesResponse(_message.Message):
             key: str
             value: str
             def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
         class ParametersEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
@@ -542,7 +441,6 @@ class ValidateVolumeCapabilitiesResponse(_message.Message):
             key: str
             value: str
             def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
         class MutableParametersEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
@@ -550,7 +448,6 @@ class ValidateVolumeCapabilitiesResponse(_message.Message):
             key: str
             value: str
             def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
         VOLUME_CONTEXT_FIELD_NUMBER: _ClassVar[int]
         VOLUME_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
         PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -559,23 +456,12 @@ class ValidateVolumeCapabilitiesResponse(_message.Message):
         volume_capabilities: _containers.RepeatedCompositeFieldContainer[VolumeCapability]
         parameters: _containers.ScalarMap[str, str]
         mutable_parameters: _containers.ScalarMap[str, str]
-        def __init__(
-            self,
-            volume_context: _Optional[_Mapping[str, str]] = ...,
-            volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ...,
-            parameters: _Optional[_Mapping[str, str]] = ...,
-            mutable_parameters: _Optional[_Mapping[str, str]] = ...,
-        ) -> None: ...
-
+        def __init__(self, volume_context: _Optional[_Mapping[str, str]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     confirmed: ValidateVolumeCapabilitiesResponse.Confirmed
     message: str
-    def __init__(
-        self,
-        confirmed: _Optional[_Union[ValidateVolumeCapabilitiesResponse.Confirmed, _Mapping]] = ...,
-        message: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, confirmed: _Optional[_Union[ValidateVolumeCapabilitiesResponse.Confirmed, _Mapping]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ListVolumesRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -592,28 +478,18 @@ class ListVolumesResponse(_message.Message):
         PUBLISHED_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
         published_node_ids: _containers.RepeatedScalarFieldContainer[str]
         def __init__(self, published_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
-
     class Entry(_message.Message):
         __slots__ = ("volume", "status")
         VOLUME_FIELD_NUMBER: _ClassVar[int]
         STATUS_FIELD_NUMBER: _ClassVar[int]
         volume: Volume
         status: ListVolumesResponse.VolumeStatus
-        def __init__(
-            self,
-            volume: _Optional[_Union[Volume, _Mapping]] = ...,
-            status: _Optional[_Union[ListVolumesResponse.VolumeStatus, _Mapping]] = ...,
-        ) -> None: ...
-
+        def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ..., status: _Optional[_Union[ListVolumesResponse.VolumeStatus, _Mapping]] = ...) -> None: ...
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[ListVolumesResponse.Entry]
     next_token: str
-    def __init__(
-        self,
-        entries: _Optional[_Iterable[_Union[ListVolumesResponse.Entry, _Mapping]]] = ...,
-        next_token: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, entries: _Optional[_Iterable[_Union[ListVolumesResponse.Entry, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
 
 class ControllerListVolumeHealthRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token", "secrets")
@@ -624,19 +500,13 @@ class ControllerListVolumeHealthRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     MAX_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     STARTING_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     max_entries: int
     starting_token: str
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        max_entries: _Optional[int] = ...,
-        starting_token: _Optional[str] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, max_entries: _Optional[int] = ..., starting_token: _Optional[str] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ControllerListVolumeHealthResponse(_message.Message):
     __slots__ = ("entries", "next_token")
@@ -644,9 +514,7 @@ class ControllerListVolumeHealthResponse(_message.Message):
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[VolumeHealth]
     next_token: str
-    def __init__(
-        self, entries: _Optional[_Iterable[_Union[VolumeHealth, _Mapping]]] = ..., next_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, entries: _Optional[_Iterable[_Union[VolumeHealth, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
 
 class VolumeHealth(_message.Message):
     __slots__ = ("volume_id", "health_statuses")
@@ -658,22 +526,12 @@ class VolumeHealth(_message.Message):
         status: VolumeHealthErrorType
         reason: str
         message: str
-        def __init__(
-            self,
-            status: _Optional[_Union[VolumeHealthErrorType, str]] = ...,
-            reason: _Optional[str] = ...,
-            message: _Optional[str] = ...,
-        ) -> None: ...
-
+        def __init__(self, status: _Optional[_Union[VolumeHealthErrorType, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     HEALTH_STATUSES_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     health_statuses: _containers.RepeatedCompositeFieldContainer[VolumeHealth.VolumeHealthEntry]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        health_statuses: _Optional[_Iterable[_Union[VolumeHealth.VolumeHealthEntry, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., health_statuses: _Optional[_Iterable[_Union[VolumeHealth.VolumeHealthEntry, _Mapping]]] = ...) -> None: ...
 
 class ControllerGetVolumeHealthRequest(_message.Message):
     __slots__ = ("volume_id", "secrets")
@@ -684,7 +542,6 @@ class ControllerGetVolumeHealthRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
@@ -710,16 +567,11 @@ class ControllerGetVolumeResponse(_message.Message):
         PUBLISHED_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
         published_node_ids: _containers.RepeatedScalarFieldContainer[str]
         def __init__(self, published_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
-
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     volume: Volume
     status: ControllerGetVolumeResponse.VolumeStatus
-    def __init__(
-        self,
-        volume: _Optional[_Union[Volume, _Mapping]] = ...,
-        status: _Optional[_Union[ControllerGetVolumeResponse.VolumeStatus, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ..., status: _Optional[_Union[ControllerGetVolumeResponse.VolumeStatus, _Mapping]] = ...) -> None: ...
 
 class ControllerModifyVolumeRequest(_message.Message):
     __slots__ = ("volume_id", "secrets", "mutable_parameters")
@@ -730,7 +582,6 @@ class ControllerModifyVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class MutableParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -738,19 +589,13 @@ class ControllerModifyVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     MUTABLE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     secrets: _containers.ScalarMap[str, str]
     mutable_parameters: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        mutable_parameters: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., secrets: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ControllerModifyVolumeResponse(_message.Message):
     __slots__ = ()
@@ -765,19 +610,13 @@ class GetCapacityRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     ACCESSIBLE_TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     volume_capabilities: _containers.RepeatedCompositeFieldContainer[VolumeCapability]
     parameters: _containers.ScalarMap[str, str]
     accessible_topology: Topology
-    def __init__(
-        self,
-        volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ...,
-        parameters: _Optional[_Mapping[str, str]] = ...,
-        accessible_topology: _Optional[_Union[Topology, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., accessible_topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
 
 class GetCapacityResponse(_message.Message):
     __slots__ = ("available_capacity", "maximum_volume_size", "minimum_volume_size")
@@ -787,12 +626,7 @@ class GetCapacityResponse(_message.Message):
     available_capacity: int
     maximum_volume_size: _wrappers_pb2.Int64Value
     minimum_volume_size: _wrappers_pb2.Int64Value
-    def __init__(
-        self,
-        available_capacity: _Optional[int] = ...,
-        maximum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ...,
-        minimum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, available_capacity: _Optional[int] = ..., maximum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ..., minimum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ...) -> None: ...
 
 class ControllerGetCapabilitiesRequest(_message.Message):
     __slots__ = ()
@@ -802,9 +636,7 @@ class ControllerGetCapabilitiesResponse(_message.Message):
     __slots__ = ("capabilities",)
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     capabilities: _containers.RepeatedCompositeFieldContainer[ControllerServiceCapability]
-    def __init__(
-        self, capabilities: _Optional[_Iterable[_Union[ControllerServiceCapability, _Mapping]]] = ...
-    ) -> None: ...
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[ControllerServiceCapability, _Mapping]]] = ...) -> None: ...
 
 class ControllerServiceCapability(_message.Message):
     __slots__ = ("rpc",)
@@ -829,7 +661,6 @@ class ControllerServiceCapability(_message.Message):
             GET_SNAPSHOT: _ClassVar[ControllerServiceCapability.RPC.Type]
             GET_VOLUME_HEALTH: _ClassVar[ControllerServiceCapability.RPC.Type]
             LIST_VOLUME_HEALTH: _ClassVar[ControllerServiceCapability.RPC.Type]
-
         UNKNOWN: ControllerServiceCapability.RPC.Type
         CREATE_DELETE_VOLUME: ControllerServiceCapability.RPC.Type
         PUBLISH_UNPUBLISH_VOLUME: ControllerServiceCapability.RPC.Type
@@ -850,7 +681,6 @@ class ControllerServiceCapability(_message.Message):
         TYPE_FIELD_NUMBER: _ClassVar[int]
         type: ControllerServiceCapability.RPC.Type
         def __init__(self, type: _Optional[_Union[ControllerServiceCapability.RPC.Type, str]] = ...) -> None: ...
-
     RPC_FIELD_NUMBER: _ClassVar[int]
     rpc: ControllerServiceCapability.RPC
     def __init__(self, rpc: _Optional[_Union[ControllerServiceCapability.RPC, _Mapping]] = ...) -> None: ...
@@ -864,7 +694,6 @@ class CreateSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -872,7 +701,6 @@ class CreateSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
@@ -883,14 +711,7 @@ class CreateSnapshotRequest(_message.Message):
     secrets: _containers.ScalarMap[str, str]
     parameters: _containers.ScalarMap[str, str]
     accessibility_requirements: TopologyRequirement
-    def __init__(
-        self,
-        source_volume_id: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        parameters: _Optional[_Mapping[str, str]] = ...,
-        accessibility_requirements: _Optional[_Union[TopologyRequirement, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, source_volume_id: _Optional[str] = ..., name: _Optional[str] = ..., secrets: _Optional[_Mapping[str, str]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., accessibility_requirements: _Optional[_Union[TopologyRequirement, _Mapping]] = ...) -> None: ...
 
 class CreateSnapshotResponse(_message.Message):
     __slots__ = ("snapshot",)
@@ -899,15 +720,7 @@ class CreateSnapshotResponse(_message.Message):
     def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = (
-        "size_bytes",
-        "snapshot_id",
-        "source_volume_id",
-        "creation_time",
-        "ready_to_use",
-        "group_snapshot_id",
-        "accessible_topology",
-    )
+    __slots__ = ("size_bytes", "snapshot_id", "source_volume_id", "creation_time", "ready_to_use", "group_snapshot_id", "accessible_topology")
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
@@ -922,16 +735,7 @@ class Snapshot(_message.Message):
     ready_to_use: bool
     group_snapshot_id: str
     accessible_topology: _containers.RepeatedCompositeFieldContainer[Topology]
-    def __init__(
-        self,
-        size_bytes: _Optional[int] = ...,
-        snapshot_id: _Optional[str] = ...,
-        source_volume_id: _Optional[str] = ...,
-        creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        ready_to_use: _Optional[bool] = ...,
-        group_snapshot_id: _Optional[str] = ...,
-        accessible_topology: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, size_bytes: _Optional[int] = ..., snapshot_id: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_to_use: _Optional[bool] = ..., group_snapshot_id: _Optional[str] = ..., accessible_topology: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...) -> None: ...
 
 class DeleteSnapshotRequest(_message.Message):
     __slots__ = ("snapshot_id", "secrets")
@@ -942,7 +746,6 @@ class DeleteSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
@@ -962,7 +765,6 @@ class ListSnapshotsRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     MAX_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     STARTING_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
@@ -973,14 +775,7 @@ class ListSnapshotsRequest(_message.Message):
     source_volume_id: str
     snapshot_id: str
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        max_entries: _Optional[int] = ...,
-        starting_token: _Optional[str] = ...,
-        source_volume_id: _Optional[str] = ...,
-        snapshot_id: _Optional[str] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, max_entries: _Optional[int] = ..., starting_token: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ListSnapshotsResponse(_message.Message):
     __slots__ = ("entries", "next_token")
@@ -989,16 +784,11 @@ class ListSnapshotsResponse(_message.Message):
         SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
         snapshot: Snapshot
         def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
-
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[ListSnapshotsResponse.Entry]
     next_token: str
-    def __init__(
-        self,
-        entries: _Optional[_Iterable[_Union[ListSnapshotsResponse.Entry, _Mapping]]] = ...,
-        next_token: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, entries: _Optional[_Iterable[_Union[ListSnapshotsResponse.Entry, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
 
 class GetSnapshotRequest(_message.Message):
     __slots__ = ("snapshot_id", "secrets")
@@ -1009,7 +799,6 @@ class GetSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
@@ -1031,7 +820,6 @@ class ControllerExpandVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_RANGE_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
@@ -1040,13 +828,7 @@ class ControllerExpandVolumeRequest(_message.Message):
     capacity_range: CapacityRange
     secrets: _containers.ScalarMap[str, str]
     volume_capability: VolumeCapability
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...) -> None: ...
 
 class ControllerExpandVolumeResponse(_message.Message):
     __slots__ = ("capacity_bytes", "node_expansion_required")
@@ -1054,19 +836,10 @@ class ControllerExpandVolumeResponse(_message.Message):
     NODE_EXPANSION_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     node_expansion_required: bool
-    def __init__(
-        self, capacity_bytes: _Optional[int] = ..., node_expansion_required: _Optional[bool] = ...
-    ) -> None: ...
+    def __init__(self, capacity_bytes: _Optional[int] = ..., node_expansion_required: _Optional[bool] = ...) -> None: ...
 
 class NodeStageVolumeRequest(_message.Message):
-    __slots__ = (
-        "volume_id",
-        "publish_context",
-        "staging_target_path",
-        "volume_capability",
-        "secrets",
-        "volume_context",
-    )
+    __slots__ = ("volume_id", "publish_context", "staging_target_path", "volume_capability", "secrets", "volume_context")
     class PublishContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1074,7 +847,6 @@ class NodeStageVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class SecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1082,7 +854,6 @@ class NodeStageVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class VolumeContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1090,7 +861,6 @@ class NodeStageVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     STAGING_TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
@@ -1103,15 +873,7 @@ class NodeStageVolumeRequest(_message.Message):
     volume_capability: VolumeCapability
     secrets: _containers.ScalarMap[str, str]
     volume_context: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        publish_context: _Optional[_Mapping[str, str]] = ...,
-        staging_target_path: _Optional[str] = ...,
-        volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        volume_context: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., publish_context: _Optional[_Mapping[str, str]] = ..., staging_target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NodeStageVolumeResponse(_message.Message):
     __slots__ = ()
@@ -1130,16 +892,7 @@ class NodeUnstageVolumeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class NodePublishVolumeRequest(_message.Message):
-    __slots__ = (
-        "volume_id",
-        "publish_context",
-        "staging_target_path",
-        "target_path",
-        "volume_capability",
-        "readonly",
-        "secrets",
-        "volume_context",
-    )
+    __slots__ = ("volume_id", "publish_context", "staging_target_path", "target_path", "volume_capability", "readonly", "secrets", "volume_context")
     class PublishContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1147,7 +900,6 @@ class NodePublishVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class SecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1155,7 +907,6 @@ class NodePublishVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class VolumeContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1163,7 +914,6 @@ class NodePublishVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     STAGING_TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
@@ -1180,17 +930,7 @@ class NodePublishVolumeRequest(_message.Message):
     readonly: bool
     secrets: _containers.ScalarMap[str, str]
     volume_context: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        publish_context: _Optional[_Mapping[str, str]] = ...,
-        staging_target_path: _Optional[str] = ...,
-        target_path: _Optional[str] = ...,
-        volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...,
-        readonly: _Optional[bool] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        volume_context: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., publish_context: _Optional[_Mapping[str, str]] = ..., staging_target_path: _Optional[str] = ..., target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., readonly: _Optional[bool] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NodePublishVolumeResponse(_message.Message):
     __slots__ = ()
@@ -1216,12 +956,7 @@ class NodeGetVolumeStatsRequest(_message.Message):
     volume_id: str
     volume_path: str
     staging_target_path: str
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        volume_path: _Optional[str] = ...,
-        staging_target_path: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., volume_path: _Optional[str] = ..., staging_target_path: _Optional[str] = ...) -> None: ...
 
 class NodeGetVolumeStatsResponse(_message.Message):
     __slots__ = ("usage",)
@@ -1236,7 +971,6 @@ class VolumeUsage(_message.Message):
         UNKNOWN: _ClassVar[VolumeUsage.Unit]
         BYTES: _ClassVar[VolumeUsage.Unit]
         INODES: _ClassVar[VolumeUsage.Unit]
-
     UNKNOWN: VolumeUsage.Unit
     BYTES: VolumeUsage.Unit
     INODES: VolumeUsage.Unit
@@ -1248,13 +982,7 @@ class VolumeUsage(_message.Message):
     total: int
     used: int
     unit: VolumeUsage.Unit
-    def __init__(
-        self,
-        available: _Optional[int] = ...,
-        total: _Optional[int] = ...,
-        used: _Optional[int] = ...,
-        unit: _Optional[_Union[VolumeUsage.Unit, str]] = ...,
-    ) -> None: ...
+    def __init__(self, available: _Optional[int] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., unit: _Optional[_Union[VolumeUsage.Unit, str]] = ...) -> None: ...
 
 class NodeGetVolumeHealthRequest(_message.Message):
     __slots__ = ("volume_id", "volume_publish_path", "staging_target_path")
@@ -1264,12 +992,7 @@ class NodeGetVolumeHealthRequest(_message.Message):
     volume_id: str
     volume_publish_path: str
     staging_target_path: str
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        volume_publish_path: _Optional[str] = ...,
-        staging_target_path: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., volume_publish_path: _Optional[str] = ..., staging_target_path: _Optional[str] = ...) -> None: ...
 
 class NodeGetVolumeHealthResponse(_message.Message):
     __slots__ = ("volume_health",)
@@ -1286,7 +1009,6 @@ class NodeGetStorageHealthRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     secrets: _containers.ScalarMap[str, str]
     def __init__(self, secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
@@ -1303,20 +1025,10 @@ class NodeGetStorageHealthResponse(_message.Message):
         reason: str
         message: str
         volume_capability: VolumeCapability
-        def __init__(
-            self,
-            status: _Optional[_Union[StorageHealthErrorType, str]] = ...,
-            reason: _Optional[str] = ...,
-            message: _Optional[str] = ...,
-            volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...,
-        ) -> None: ...
-
+        def __init__(self, status: _Optional[_Union[StorageHealthErrorType, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...) -> None: ...
     BACKEND_HEALTH_FIELD_NUMBER: _ClassVar[int]
     backend_health: _containers.RepeatedCompositeFieldContainer[NodeGetStorageHealthResponse.StorageBackendHealth]
-    def __init__(
-        self,
-        backend_health: _Optional[_Iterable[_Union[NodeGetStorageHealthResponse.StorageBackendHealth, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, backend_health: _Optional[_Iterable[_Union[NodeGetStorageHealthResponse.StorageBackendHealth, _Mapping]]] = ...) -> None: ...
 
 class NodeGetCapabilitiesRequest(_message.Message):
     __slots__ = ()
@@ -1342,7 +1054,6 @@ class NodeServiceCapability(_message.Message):
             VOLUME_MOUNT_GROUP: _ClassVar[NodeServiceCapability.RPC.Type]
             GET_VOLUME_HEALTH: _ClassVar[NodeServiceCapability.RPC.Type]
             GET_STORAGE_HEALTH: _ClassVar[NodeServiceCapability.RPC.Type]
-
         UNKNOWN: NodeServiceCapability.RPC.Type
         STAGE_UNSTAGE_VOLUME: NodeServiceCapability.RPC.Type
         GET_VOLUME_STATS: NodeServiceCapability.RPC.Type
@@ -1354,7 +1065,6 @@ class NodeServiceCapability(_message.Message):
         TYPE_FIELD_NUMBER: _ClassVar[int]
         type: NodeServiceCapability.RPC.Type
         def __init__(self, type: _Optional[_Union[NodeServiceCapability.RPC.Type, str]] = ...) -> None: ...
-
     RPC_FIELD_NUMBER: _ClassVar[int]
     rpc: NodeServiceCapability.RPC
     def __init__(self, rpc: _Optional[_Union[NodeServiceCapability.RPC, _Mapping]] = ...) -> None: ...
@@ -1371,12 +1081,7 @@ class NodeGetInfoResponse(_message.Message):
     node_id: str
     max_volumes_per_node: int
     accessible_topology: Topology
-    def __init__(
-        self,
-        node_id: _Optional[str] = ...,
-        max_volumes_per_node: _Optional[int] = ...,
-        accessible_topology: _Optional[_Union[Topology, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, node_id: _Optional[str] = ..., max_volumes_per_node: _Optional[int] = ..., accessible_topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
 
 class NodeExpandVolumeRequest(_message.Message):
     __slots__ = ("volume_id", "volume_path", "capacity_range", "staging_target_path", "volume_capability", "secrets")
@@ -1387,7 +1092,6 @@ class NodeExpandVolumeRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_PATH_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_RANGE_FIELD_NUMBER: _ClassVar[int]
@@ -1400,15 +1104,7 @@ class NodeExpandVolumeRequest(_message.Message):
     staging_target_path: str
     volume_capability: VolumeCapability
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        volume_id: _Optional[str] = ...,
-        volume_path: _Optional[str] = ...,
-        capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ...,
-        staging_target_path: _Optional[str] = ...,
-        volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., volume_path: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ..., staging_target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NodeExpandVolumeResponse(_message.Message):
     __slots__ = ("capacity_bytes",)
@@ -1424,9 +1120,7 @@ class GroupControllerGetCapabilitiesResponse(_message.Message):
     __slots__ = ("capabilities",)
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     capabilities: _containers.RepeatedCompositeFieldContainer[GroupControllerServiceCapability]
-    def __init__(
-        self, capabilities: _Optional[_Iterable[_Union[GroupControllerServiceCapability, _Mapping]]] = ...
-    ) -> None: ...
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[GroupControllerServiceCapability, _Mapping]]] = ...) -> None: ...
 
 class GroupControllerServiceCapability(_message.Message):
     __slots__ = ("rpc",)
@@ -1436,13 +1130,11 @@ class GroupControllerServiceCapability(_message.Message):
             __slots__ = ()
             UNKNOWN: _ClassVar[GroupControllerServiceCapability.RPC.Type]
             CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT: _ClassVar[GroupControllerServiceCapability.RPC.Type]
-
         UNKNOWN: GroupControllerServiceCapability.RPC.Type
         CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT: GroupControllerServiceCapability.RPC.Type
         TYPE_FIELD_NUMBER: _ClassVar[int]
         type: GroupControllerServiceCapability.RPC.Type
         def __init__(self, type: _Optional[_Union[GroupControllerServiceCapability.RPC.Type, str]] = ...) -> None: ...
-
     RPC_FIELD_NUMBER: _ClassVar[int]
     rpc: GroupControllerServiceCapability.RPC
     def __init__(self, rpc: _Optional[_Union[GroupControllerServiceCapability.RPC, _Mapping]] = ...) -> None: ...
@@ -1456,7 +1148,6 @@ class CreateVolumeGroupSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1464,7 +1155,6 @@ class CreateVolumeGroupSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOLUME_IDS_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
@@ -1473,13 +1163,7 @@ class CreateVolumeGroupSnapshotRequest(_message.Message):
     source_volume_ids: _containers.RepeatedScalarFieldContainer[str]
     secrets: _containers.ScalarMap[str, str]
     parameters: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        source_volume_ids: _Optional[_Iterable[str]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-        parameters: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., source_volume_ids: _Optional[_Iterable[str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateVolumeGroupSnapshotResponse(_message.Message):
     __slots__ = ("group_snapshot",)
@@ -1497,13 +1181,7 @@ class VolumeGroupSnapshot(_message.Message):
     snapshots: _containers.RepeatedCompositeFieldContainer[Snapshot]
     creation_time: _timestamp_pb2.Timestamp
     ready_to_use: bool
-    def __init__(
-        self,
-        group_snapshot_id: _Optional[str] = ...,
-        snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ...,
-        creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        ready_to_use: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, group_snapshot_id: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ..., creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_to_use: _Optional[bool] = ...) -> None: ...
 
 class DeleteVolumeGroupSnapshotRequest(_message.Message):
     __slots__ = ("group_snapshot_id", "snapshot_ids", "secrets")
@@ -1514,19 +1192,13 @@ class DeleteVolumeGroupSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     GROUP_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_IDS_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     group_snapshot_id: str
     snapshot_ids: _containers.RepeatedScalarFieldContainer[str]
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        group_snapshot_id: _Optional[str] = ...,
-        snapshot_ids: _Optional[_Iterable[str]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, group_snapshot_id: _Optional[str] = ..., snapshot_ids: _Optional[_Iterable[str]] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class DeleteVolumeGroupSnapshotResponse(_message.Message):
     __slots__ = ()
@@ -1541,19 +1213,13 @@ class GetVolumeGroupSnapshotRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     GROUP_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_IDS_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
     group_snapshot_id: str
     snapshot_ids: _containers.RepeatedScalarFieldContainer[str]
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        group_snapshot_id: _Optional[str] = ...,
-        snapshot_ids: _Optional[_Iterable[str]] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, group_snapshot_id: _Optional[str] = ..., snapshot_ids: _Optional[_Iterable[str]] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetVolumeGroupSnapshotResponse(_message.Message):
     __slots__ = ("group_snapshot",)
@@ -1578,7 +1244,6 @@ class GetMetadataAllocatedRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     STARTING_OFFSET_FIELD_NUMBER: _ClassVar[int]
     MAX_RESULTS_FIELD_NUMBER: _ClassVar[int]
@@ -1587,13 +1252,7 @@ class GetMetadataAllocatedRequest(_message.Message):
     starting_offset: int
     max_results: int
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        snapshot_id: _Optional[str] = ...,
-        starting_offset: _Optional[int] = ...,
-        max_results: _Optional[int] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, snapshot_id: _Optional[str] = ..., starting_offset: _Optional[int] = ..., max_results: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetMetadataAllocatedResponse(_message.Message):
     __slots__ = ("block_metadata_type", "volume_capacity_bytes", "block_metadata")
@@ -1603,12 +1262,7 @@ class GetMetadataAllocatedResponse(_message.Message):
     block_metadata_type: BlockMetadataType
     volume_capacity_bytes: int
     block_metadata: _containers.RepeatedCompositeFieldContainer[BlockMetadata]
-    def __init__(
-        self,
-        block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ...,
-        volume_capacity_bytes: _Optional[int] = ...,
-        block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ..., volume_capacity_bytes: _Optional[int] = ..., block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping]]] = ...) -> None: ...
 
 class GetMetadataDeltaRequest(_message.Message):
     __slots__ = ("base_snapshot_id", "target_snapshot_id", "starting_offset", "max_results", "secrets")
@@ -1619,7 +1273,6 @@ class GetMetadataDeltaRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     BASE_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     STARTING_OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -1630,14 +1283,7 @@ class GetMetadataDeltaRequest(_message.Message):
     starting_offset: int
     max_results: int
     secrets: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        base_snapshot_id: _Optional[str] = ...,
-        target_snapshot_id: _Optional[str] = ...,
-        starting_offset: _Optional[int] = ...,
-        max_results: _Optional[int] = ...,
-        secrets: _Optional[_Mapping[str, str]] = ...,
-    ) -> None: ...
+    def __init__(self, base_snapshot_id: _Optional[str] = ..., target_snapshot_id: _Optional[str] = ..., starting_offset: _Optional[int] = ..., max_results: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetMetadataDeltaResponse(_message.Message):
     __slots__ = ("block_metadata_type", "volume_capacity_bytes", "block_metadata")
@@ -1647,9 +1293,4 @@ class GetMetadataDeltaResponse(_message.Message):
     block_metadata_type: BlockMetadataType
     volume_capacity_bytes: int
     block_metadata: _containers.RepeatedCompositeFieldContainer[BlockMetadata]
-    def __init__(
-        self,
-        block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ...,
-        volume_capacity_bytes: _Optional[int] = ...,
-        block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ..., volume_capacity_bytes: _Optional[int] = ..., block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping]]] = ...) -> None: ...

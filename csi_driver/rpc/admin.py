@@ -11,6 +11,7 @@ from csi_driver.domain.inspection import VolumeView
 from csi_driver.domain.ledger import Ledger
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
+from csi_driver.errors import VolumeNotFound
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
@@ -43,8 +44,14 @@ class AdminServicer:
         return self._once(f"volumes {limit} {token}", call, lambda: self._volumes(limit, token))
 
     def GetVolume(self, request: admin_pb2.GetVolumeRequest, call: Call) -> admin_pb2.VolumeDetail:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = self._id_of(request.name) if request.name else parsing.volume_id(request.volume_id)
         return self._once(volume_id, call, lambda: _detail(inspection.view(self._node, volume_id)))
+
+    def _id_of(self, name: str) -> str:
+        volume = self._node.catalogue.named(name)
+        if volume is None:
+            raise VolumeNotFound(name)
+        return volume.volume_id
 
     def _once(self, subject: str, call: Call, look: Callable[[], Answer]) -> Answer:
         """Look in one thread, whoever else asks the same: a pool whose disk hangs must not collect the askers."""

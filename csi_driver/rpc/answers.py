@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from csi_driver.domain import pages
-from csi_driver.domain.publishing import check_capability
-from csi_driver.errors import HostvolError, InvalidField
+from csi_driver.domain.capabilities import check_capability
+from csi_driver.errors import HostvolError, InvalidField, MissingField
 from csi_driver.model import Usage, Volume
 from csi_driver.pb import csi_pb2
 from csi_driver.rpc import parameters, parsing
@@ -66,7 +66,10 @@ def usage(found: Usage) -> csi_pb2.NodeGetVolumeStatsResponse:
 
 
 def refusal_of(held: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest) -> str:
-    """Why the volume does not have what is asked, in words; empty when it has."""
+    """Why the volume does not have what is asked, in words; empty when it has.
+
+    Raises: MissingField: an incomplete question is no question about the volume.
+    """
     try:
         check_volume_context(held, request.volume_context)
         for capability in parsing.capabilities(request.volume_capabilities):
@@ -75,6 +78,8 @@ def refusal_of(held: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest)
             return "mutable_parameters: none can be changed"
         if request.parameters and parameters.parse(request.parameters, held.access_type) != held.parameters:
             return "parameters: the volume was created with others"
+    except MissingField:
+        raise
     except HostvolError as cause:
         return str(cause)
     return ""

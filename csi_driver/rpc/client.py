@@ -48,6 +48,10 @@ class Client:
         """One volume by its id."""
         return plain(self._admin("GetVolume", admin_pb2.GetVolumeRequest(volume_id=volume_id)))
 
+    def volume_named(self, name: str) -> dict[str, Any]:
+        """One volume by the name that it was created under."""
+        return plain(self._admin("GetVolume", admin_pb2.GetVolumeRequest(name=name)))
+
     def create_volume(
         self,
         name: str,

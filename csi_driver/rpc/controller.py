@@ -22,7 +22,19 @@ _CAPABILITIES = (
 )
 
 
-class ControllerServicer:
+class ControllerCapabilities:
+    """What a controller can do, be it of one node or of a cluster."""
+
+    def ControllerGetCapabilities(
+        self, request: csi_pb2.ControllerGetCapabilitiesRequest, call: Call
+    ) -> csi_pb2.ControllerGetCapabilitiesResponse:
+        response = csi_pb2.ControllerGetCapabilitiesResponse()
+        for capability in _CAPABILITIES:
+            response.capabilities.add().rpc.type = capability
+        return response
+
+
+class ControllerServicer(ControllerCapabilities):
     """Spec: Controller Service RPC."""
 
     def __init__(self, node: Node) -> None:
@@ -82,14 +94,6 @@ class ControllerServicer:
         response = csi_pb2.GetCapacityResponse(available_capacity=found.available_bytes)
         response.maximum_volume_size.value = found.maximum_bytes
         response.minimum_volume_size.value = found.minimum_bytes
-        return response
-
-    def ControllerGetCapabilities(
-        self, request: csi_pb2.ControllerGetCapabilitiesRequest, call: Call
-    ) -> csi_pb2.ControllerGetCapabilitiesResponse:
-        response = csi_pb2.ControllerGetCapabilitiesResponse()
-        for capability in _CAPABILITIES:
-            response.capabilities.add().rpc.type = capability
         return response
 
     def _volume(self, volume: Volume) -> csi_pb2.Volume:

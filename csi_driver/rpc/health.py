@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -36,7 +37,9 @@ class HealthServer:
 
         Raises: InvalidField; OSError when the address cannot be bound.
         """
-        self._server = _Listener(parse_address(address), _handler(metrics, is_ready))
+        host, port = parse_address(address)
+        kind = _ListenerV6 if ":" in host else _Listener
+        self._server = kind((host, port), _handler(metrics, is_ready))
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 
     @property
@@ -54,6 +57,10 @@ class HealthServer:
 
 class _Listener(http.server.ThreadingHTTPServer):
     daemon_threads = True
+
+
+class _ListenerV6(_Listener):
+    address_family = socket.AF_INET6
 
 
 def _handler(metrics: Metrics, is_ready: Callable[[], bool]) -> type[http.server.BaseHTTPRequestHandler]:

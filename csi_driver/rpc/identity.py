@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from csi_driver import __version__
-from csi_driver.domain.node import Node
 from csi_driver.pb import csi_pb2
 from csi_driver.rpc.edge import Call
 
@@ -13,14 +14,23 @@ _SERVICES = (
 )
 
 
+class Plugin(Protocol):
+    """Whoever serves: a node, or the router of a cluster."""
+
+    driver_name: str
+
+    @property
+    def is_ready(self) -> bool: ...
+
+
 class IdentityServicer:
     """Spec: Identity Service RPC."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, plugin: Plugin) -> None:
+        self._plugin = plugin
 
     def GetPluginInfo(self, request: csi_pb2.GetPluginInfoRequest, call: Call) -> csi_pb2.GetPluginInfoResponse:
-        return csi_pb2.GetPluginInfoResponse(name=self._node.driver_name, vendor_version=__version__)
+        return csi_pb2.GetPluginInfoResponse(name=self._plugin.driver_name, vendor_version=__version__)
 
     def GetPluginCapabilities(
         self, request: csi_pb2.GetPluginCapabilitiesRequest, call: Call
@@ -33,5 +43,5 @@ class IdentityServicer:
     def Probe(self, request: csi_pb2.ProbeRequest, call: Call) -> csi_pb2.ProbeResponse:
         # While starting: not ready, without an error, since sidecars exit at an error.
         response = csi_pb2.ProbeResponse()
-        response.ready.value = self._node.is_ready
+        response.ready.value = self._plugin.is_ready
         return response

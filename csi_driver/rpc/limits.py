@@ -100,4 +100,4 @@ def _message_check(field: FieldDescriptor) -> Check:
 
 def _refuse(field: str, size: int, limit: int) -> None:
     if size > limit:
-        raise InvalidField(field, size, f"at most {limit} bytes")
+        raise InvalidField(field, f"{size} bytes", f"at most {limit} bytes")

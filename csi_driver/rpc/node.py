@@ -22,7 +22,7 @@ class NodeServicer:
         path = parsing.path("staging_target_path", request.staging_target_path)
         capability = parsing.staging_capability(request)
         answers.check_volume_context(self._node.catalogue.get(volume_id), request.volume_context)
-        self._node.publishing.stage(volume_id, path, capability, call.deadline)
+        self._node.staging.stage(volume_id, path, capability, call.deadline)
         return csi_pb2.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(
@@ -30,7 +30,7 @@ class NodeServicer:
     ) -> csi_pb2.NodeUnstageVolumeResponse:
         volume_id = parsing.volume_id(request.volume_id)
         path = parsing.path("staging_target_path", request.staging_target_path)
-        self._node.publishing.unstage(volume_id, path, call.deadline)
+        self._node.staging.unstage(volume_id, path, call.deadline)
         return csi_pb2.NodeUnstageVolumeResponse()
 
     def NodePublishVolume(
@@ -55,7 +55,7 @@ class NodeServicer:
     ) -> csi_pb2.NodeGetVolumeStatsResponse:
         volume_id = parsing.volume_id(request.volume_id)
         path = parsing.path("volume_path", request.volume_path)
-        usage = self._node.publishing.usage(volume_id, path, call.deadline)
+        usage = self._node.statistics.usage(volume_id, path, call.deadline)
         return answers.usage(usage)
 
     def NodeGetCapabilities(

@@ -36,9 +36,10 @@ def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters
     Raises: InvalidField naming the key, the value and what is allowed.
     """
     own = {key: value for key, value in given.items() if not key.startswith(_SIDECAR_PREFIX)}
-    for key, value in own.items():
+    for key in own:
         if key not in _KEYS:
-            raise InvalidField(f"parameters.{key}", value, f"no such parameter; known are {', '.join(_KEYS)}")
+            # Without its value, which may be a secret that strayed here.
+            raise InvalidField(f"parameters.{key}", key, ", ".join(_KEYS))
     volume_type = _choice("type", own, VolumeType.IMAGE)
     _check_type(volume_type, own, access_type)
     _check_retention(own.get("retention", "0s"))
@@ -95,7 +96,8 @@ def check_mount_flags(fs_type: str, capability: VolumeCapability, field: str) ->
     try:
         filesystem.check_mount_options(fs_type or None, capability.mount_flags)
     except ValueError as cause:
-        raise InvalidField(f"{field}.mount.mount_flags", " ".join(capability.mount_flags), str(cause)) from cause
+        names = filesystem.flag_names(capability.mount_flags)
+        raise InvalidField(f"{field}.mount.mount_flags", names, str(cause)) from cause
 
 
 def _check_type(volume_type: VolumeType, own: Mapping[str, str], access_type: AccessType) -> None:

@@ -6,11 +6,10 @@ Every refusal names the field as the request spells it, what was given and what 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
-from csi_driver.errors import InvalidField, MissingField
+from csi_driver.errors import CapabilityExceeded, InvalidField, MissingField
 from csi_driver.model import (
     AccessMode,
     AccessType,
@@ -24,18 +23,19 @@ from csi_driver.pb import csi_pb2
 from csi_driver.rpc import parameters as class_parameters
 
 _MODES: Final = {csi_pb2.VolumeCapability.AccessMode.Mode.Value(mode.value): mode for mode in AccessMode}
+_KNOWN_MODES: Final = frozenset(csi_pb2.VolumeCapability.AccessMode.Mode.values()) - {0}
 _ALLOWED_MODES: Final = ", ".join(AccessMode)
 _MAX_INT64: Final = (1 << 63) - 1
-# The same as the orchestrators' own: ids and names go into logs and messages, never into paths.
-_UNPRINTABLE: Final = frozenset({"Cc", "Cs", "Cn"})
+# Spec: CreateVolumeRequest.name; tab, line feed and carriage return are allowed there. A name never becomes a path.
+_BANNED: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _VOLUME_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def name(value: str) -> str:
-    """The idempotency key of a create: any text without control characters."""
+    """The idempotency key of a create: any text without the control characters that the protocol bans."""
     _require("name", value)
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
-        raise InvalidField("name", value, "text without control characters")
+    if _BANNED.search(value):
+        raise InvalidField("name", value, "text without control characters other than tab and line ends")
     return value
 
 
@@ -161,6 +161,13 @@ def _required_capability(
 ) -> VolumeCapability:
     if not request.HasField("volume_capability"):
         raise MissingField("volume_capability")
+    mode = request.volume_capability.access_mode.mode
+    if mode not in _MODES and mode in _KNOWN_MODES:
+        # A well-formed capability that no volume here has (spec: "Exceeds capabilities" of both Node calls).
+        raise CapabilityExceeded(
+            f"volume_capability.access_mode: {_mode_name(mode)} is more than a volume of one node has; "
+            f"allowed: {_ALLOWED_MODES}"
+        )
     return capability(request.volume_capability)
 
 

@@ -1,4 +1,4 @@
-"""A request as it may be logged: secrets by descriptor, contexts by known keys; knows no method."""
+"""A request as it may be logged: secrets by descriptor, contexts by known keys, flags by name; knows no method."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def _shown(field: Any, value: Any) -> Any:
         return REDACTED
     if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.GetOptions().map_entry:
         return _shown_map(value)
+    if field.name == "mount_flags":
+        return [_shown_flag(flag) for flag in value]
     if field.is_repeated:
         return [_shown_one(field, item) for item in value]
     return _shown_one(field, value)
@@ -54,6 +56,12 @@ def _shown(field: Any, value: Any) -> Any:
 
 def _shown_one(field: FieldDescriptor, value: Any) -> Any:
     return redacted(value) if field.type == FieldDescriptor.TYPE_MESSAGE else value
+
+
+def _shown_flag(flag: str) -> str:
+    # The protocol: mount_flags may hold confidential values.
+    name, equals, _ = flag.partition("=")
+    return f"{name}{equals}{REDACTED if equals else ''}"
 
 
 def _shown_map(pairs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and Probe has its own.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -18,7 +19,7 @@ from csi_driver.pb import admin_pb2, csi_pb2
 from csi_driver.rpc import endpoint
 from csi_driver.rpc.admin import AdminServicer
 from csi_driver.rpc.controller import ControllerServicer
-from csi_driver.rpc.edge import Edge
+from csi_driver.rpc.edge import Dispatcher, Edge
 from csi_driver.rpc.identity import IdentityServicer
 from csi_driver.rpc.node import NodeServicer
 
@@ -45,7 +46,8 @@ class NodeServer:
         self._statistics = ThreadPoolExecutor(64, thread_name_prefix="statistics")
         self._mutations = ThreadPoolExecutor(256, thread_name_prefix="mutation")
         self._server = grpc.server(self._mutations, options=_OPTIONS)
-        self._register(Edge(metrics), node)
+        self._edge = Edge(metrics)
+        self._register(self._edge, node)
         # The socket is made with the process's umask: nobody else may connect between bind and chmod.
         before = os.umask(0o177)
         try:
@@ -57,6 +59,10 @@ class NodeServer:
     def start(self) -> None:
         """Serve from now on."""
         self._server.start()
+
+    def dispatcher(self, services: Collection[str]) -> Dispatcher:
+        """These services (full names), for a caller that brings methods by name and requests by bytes."""
+        return Dispatcher(self._edge, services)
 
     def stop(self, grace_seconds: float) -> None:
         """Accept nothing more, let what runs finish for so long, and remove the socket."""

@@ -52,6 +52,11 @@ _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAG
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+def explain(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Code and sentence."""
+    return code_of(error), message_of(error)
+
+
 def code_of(error: Exception) -> grpc.StatusCode:
     """The code that tells the caller what to do next."""
     if isinstance(error, errors.HostvolError):

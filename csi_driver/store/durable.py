@@ -6,11 +6,13 @@ On ext4, XFS and btrfs this order is enough: fsync of the file, of its directory
 from __future__ import annotations
 
 import os
+import stat
 
 from csi_driver.faults import crash_point
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without O_NONBLOCK a pipe in the place of a file would hold its opener for ever.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 16
 
@@ -27,12 +29,20 @@ def write_new(dir_fd: int, name: str, content: bytes) -> None:
     """
     descriptor = os.open(name, _WRITE_NEW, 0o600, dir_fd=dir_fd)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of `content`, however many calls it takes.
+
+    Raises: OSError: ENOSPC, EIO.
+    """
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def replace(dir_fd: int, name: str, content: bytes) -> None:
@@ -52,10 +62,12 @@ def replace(dir_fd: int, name: str, content: bytes) -> None:
 def read_small(dir_fd: int, name: str, *, limit_bytes: int) -> bytes:
     """The whole content of a regular file below a directory.
 
-    Raises: FileNotFoundError; ValueError when it is larger than `limit_bytes`; OSError.
+    Raises: FileNotFoundError; ValueError when it is larger than `limit_bytes` or no regular file; OSError.
     """
     descriptor = os.open(name, _READ, dir_fd=dir_fd)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
         content = os.read(descriptor, _CHUNK)
         if len(content) == _CHUNK or len(content) > limit_bytes:
             raise ValueError(f"larger than {limit_bytes} bytes")

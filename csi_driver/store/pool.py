@@ -14,9 +14,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from csi_driver.errors import PoolRefused, RecordDamaged
+from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.store import durable, records
 
@@ -34,27 +33,32 @@ class PoolIdentity:
     driver_name: str
 
 
-def initialise(directory: str, driver_name: str) -> PoolIdentity:
-    """Make `directory` a pool, or find that it is one already. Idempotent.
+def initialise(root_fd: int, directory: str, driver_name: str) -> PoolIdentity:
+    """Make the directory behind `root_fd` a pool, or find that it is one already. Idempotent.
 
-    Raises: PoolRefused when it belongs to another driver, is not empty, or is not a directory; OSError.
+    Raises: PoolRefused when it belongs to another driver, or is not empty; OSError.
     """
-    Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-    root = durable.open_directory(directory)
+    identity = _identity_if_there(root_fd, directory)
+    if identity is None:
+        identity = _write_identity(root_fd, directory, driver_name)
+    _check_driver(identity, directory, driver_name)
+    return identity
+
+
+def has_identity(root_fd: int) -> bool:
+    """Whether an identity file lies in the directory, readable or not."""
     try:
-        identity = _identity_if_there(root, directory)
-        if identity is None:
-            identity = _write_identity(root, directory, driver_name)
-        _check_driver(identity, directory, driver_name)
-        return identity
-    finally:
-        os.close(root)
+        os.stat(IDENTITY, dir_fd=root_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write_identity(root: int, directory: str, driver_name: str) -> PoolIdentity:
     # An earlier attempt that was cut short may have left the rooms or the temporary file of the identity.
     expected = {"lost+found", f"{IDENTITY}.new", *_ROOMS}
     strangers = [name for name in os.listdir(root) if name not in expected]
+    strangers += [f"{room}/{name}" for room in (VOLUMES, TRASH) for name in _content(root, room)]
     if strangers:
         raise PoolRefused(directory, f"it is not empty ({strangers[0]!r}); a new pool needs an empty directory")
     os.fchmod(root, 0o700)
@@ -66,6 +70,17 @@ def _write_identity(root: int, directory: str, driver_name: str) -> PoolIdentity
     durable.replace(root, IDENTITY, records.seal("pool", body))
     crash_point("init.identified")
     return identity
+
+
+def _content(root: int, room: str) -> list[str]:
+    try:
+        room_fd = durable.open_directory(room, dir_fd=root)
+    except FileNotFoundError:
+        return []
+    try:
+        return os.listdir(room_fd)
+    finally:
+        os.close(room_fd)
 
 
 def _identity_if_there(root: int, directory: str) -> PoolIdentity | None:
@@ -108,6 +123,8 @@ class PoolDirectory:
             os.close(self.root_fd)
             raise
         self.device = os.fstat(self.root_fd).st_dev
+        # Listed before the first request: what is built later is not among them.
+        self.leftovers_at_open = self._leftovers()
 
     def close(self) -> None:
         """Close every descriptor; the object is unusable afterwards."""
@@ -148,7 +165,7 @@ class PoolDirectory:
             for entry in entries:
                 yield entry.name
 
-    def leftovers(self) -> list[tuple[int, str]]:
+    def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
         return [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
 
@@ -171,8 +188,11 @@ class PoolDirectory:
         crash_point("move.renamed")
         try:
             os.fsync(target_fd)
-        except OSError:
-            os.rename(target, source, src_dir_fd=target_fd, dst_dir_fd=source_fd)
+        except OSError as cause:
+            try:
+                os.rename(target, source, src_dir_fd=target_fd, dst_dir_fd=source_fd)
+            except OSError:
+                raise UndoFailed(f"{source}: moved, neither durably nor back: {cause}; restart the driver") from cause
             raise
 
     def _checked_identity(self, driver_name: str) -> PoolIdentity:

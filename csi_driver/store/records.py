@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import sys
 from typing import Any
 
@@ -23,6 +25,7 @@ from csi_driver.store import durable
 SCHEMA = 1
 RECORD = "record.json"
 _LIMIT_BYTES = 16384
+_NAME = re.compile(rb'"name":("(?:[^"\\]|\\.)*")')
 
 
 def seal(kind: str, body: dict[str, Any]) -> bytes:
@@ -64,7 +67,7 @@ def read_volume(dir_fd: int, directory: str, where: str) -> Volume:
     Raises: RecordDamaged for whatever is wrong with it, a missing record included.
     """
     try:
-        content = durable.read_small(dir_fd, f"{directory}/{RECORD}", limit_bytes=_LIMIT_BYTES)
+        content = _content(dir_fd, directory)
     except FileNotFoundError as cause:
         raise RecordDamaged(where, "it is missing") from cause
     except (ValueError, OSError) as cause:
@@ -73,6 +76,28 @@ def read_volume(dir_fd: int, directory: str, where: str) -> Volume:
     if volume.volume_id != directory:
         raise RecordDamaged(where, f"it belongs to {volume.volume_id}")
     return volume
+
+
+def claimed_name(dir_fd: int, directory: str) -> str:
+    """The volume name that a damaged record seems to say; empty when nothing can be made out."""
+    try:
+        content = _content(dir_fd, directory)
+    except (OSError, ValueError):
+        return ""
+    match = _NAME.search(content)
+    try:
+        return str(json.loads(match[1])) if match is not None else ""
+    except ValueError:
+        return ""
+
+
+def _content(dir_fd: int, directory: str) -> bytes:
+    # In two steps: a link in the place of the object's directory is not followed either.
+    object_fd = durable.open_directory(directory, dir_fd=dir_fd)
+    try:
+        return durable.read_small(object_fd, RECORD, limit_bytes=_LIMIT_BYTES)
+    finally:
+        os.close(object_fd)
 
 
 def _canonical(value: Any) -> bytes:

@@ -56,7 +56,7 @@ class RuntimeDirectory:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600, dir_fd=self._fd)
         try:
-            os.write(descriptor, json.dumps(self._body(state)).encode())
+            durable.write_all(descriptor, json.dumps(self._body(state)).encode())
         finally:
             os.close(descriptor)
         crash_point("state.written")

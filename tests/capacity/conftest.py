@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.durability.disks import unmount
-from tests.harness import GIB, PoolPlace, run
+from tests.harness import MIB, PoolPlace, run
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def make_small(memory: Path) -> Iterator[Callable[..., PoolPlace]]:
-    """Filesystems of 1 GiB for pools: `make_small("xfs")`; whatever still lies on them is gone afterwards."""
+    """Filesystems of 768 MiB for pools: `make_small("xfs")`; whatever still lies on them is gone afterwards."""
     places: list[PoolPlace] = []
 
-    def make(fs_type: str, size_bytes: int = GIB, **options: str) -> PoolPlace:
+    def make(fs_type: str, size_bytes: int = 768 * MIB, **options: str) -> PoolPlace:
         place = PoolPlace.make(memory / f"pool{len(places)}", fs_type, size_bytes, **options)
         places.append(place)
         return place

@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 
 from tests.capacity.filling import available, fill_device, fill_file, holds, occupy, vacate
-from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, capability, run
+from tests.harness import MIB, Code, Driver, Failure, PoolPlace, Workload, capability, run
 
 FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 THICK = {"provisioning": "thick"}
@@ -90,11 +90,48 @@ def grant_to_the_brim(driver: Driver, kinds: Sequence[dict[str, object]]) -> lis
             workload = Workload(driver, f"volume-{number}", block=True)
             workload.size_bytes = can = grantable(driver, workload)
         if can == 0:
-            return made
-        workload.size_bytes = min(workload.size_bytes, can)
-        workload.create()  # never refused: GetCapacity said so
+            workload.size_bytes = 4096
+            # A refusal comes after the templates were given up. Their space is for others then, on XFS a moment later.
+            if try_to_create(workload) is Code.RESOURCE_EXHAUSTED:
+                settle(driver)
+                if try_to_create(workload) is Code.RESOURCE_EXHAUSTED:
+                    return made
+        else:
+            workload.size_bytes = min(workload.size_bytes, can)
+            workload.create()  # never refused: GetCapacity said so
         made.append(Filled(workload))
     raise AssertionError("the pool is bottomless")
+
+
+def settle(driver: Driver) -> None:
+    """Wait until the filesystem has given back what was deleted: btrfs at a commit, XFS in the background."""
+    before = -1
+    while (now := available(driver.pool)) != before:
+        before = now
+        run("sync", "-f", str(driver.pool))
+        time.sleep(0.1)
+
+
+def try_to_create(workload: Workload) -> Code:
+    """The code of the answer."""
+    try:
+        workload.create()
+    except Failure as failure:
+        return failure.code
+    return Code.OK
+
+
+def create_at_once(workloads: list[Workload], callers: int) -> list[Filled]:
+    """Create from many threads what can be created; whoever is refused for lack of space tries once more, alone.
+
+    While a thick volume is built it counts twice, to the safe side, so that a refusal may be too much.
+    """
+    with ThreadPoolExecutor(callers) as threads:
+        codes = list(threads.map(try_to_create, workloads))
+    refused = [workload for workload, code in zip(workloads, codes, strict=True) if code is not Code.OK]
+    codes += [try_to_create(workload) for workload in refused]
+    assert set(codes) <= {Code.OK, Code.RESOURCE_EXHAUSTED}
+    return [Filled(workload) for workload in workloads if workload.volume_id]
 
 
 def write_everything_full(driver: Driver, volumes: list[Filled], mount_point: Path) -> None:
@@ -162,31 +199,37 @@ def test_every_volume_of_a_pool_granted_to_the_brim_can_be_written_full(
     assert place.mount_point is not None
     driver = make_driver(place)
     room = available(place.mount_point)
+    reserve = pool_list(driver)["reserve_bytes"]
     volumes = grant_to_the_brim(driver, KINDS.get(kinds, DIRECTORIES))
-    refused = Workload(driver, "one-more", block=True, size_bytes=4096)
-    with pytest.raises(Failure) as failure:
-        refused.create()
-    assert failure.value.code is Code.RESOURCE_EXHAUSTED
     granted = sum(volume.workload.size_bytes for volume in volumes)
     print(f"{fs_type} {kinds}: {len(volumes)} volumes, {granted} of {room} bytes, {100 * granted / room:.1f} %")
-    assert granted > room * 0.8, "so little is no use to anybody"
+    # A small btrfs takes a quarter of a GiB for metadata.
+    assert granted > (room - int(str(reserve))) * (0.6 if fs_type == "btrfs" else 0.97), "so little is no use"
     write_everything_full(driver, volumes, place.mount_point)
 
 
 def test_templates_made_at_once_are_within_what_was_promised(
     fs_type: str, make_small: MakePool, make_driver: MakeDriver
 ) -> None:
-    place = make_small(fs_type, 2 * GIB)
+    place = make_small(fs_type, 1200 * MIB)
     assert place.mount_point is not None
     driver = make_driver(place)
-    sizes = [310, 320, 330, 340, 350]
-    left = grantable(driver) - sum(sizes) * MIB
-    workloads = [Workload(driver, f"xfs-{size}", fs_type="xfs", size_bytes=size * MIB) for size in sizes]
-    workloads.append(Workload(driver, "rest", block=True, size_bytes=left // MIB * MIB))
+    sizes = [300 * MIB, 304 * MIB] if fs_type == "btrfs" else [300 * MIB, 304 * MIB, 308 * MIB]
+    workloads = [Workload(driver, f"xfs-{size}", fs_type="xfs", size_bytes=size) for size in sizes]
+    rest = Workload(driver, "rest", block=True, size_bytes=grantable(driver) - sum(sizes) - MIB)
+    rest.create()
+    # All are granted before the first template is made, each of which takes 64 MiB.
     with ThreadPoolExecutor(len(workloads)) as threads:
-        list(threads.map(Workload.create, workloads))
-    assert grantable(driver) < MIB
-    write_everything_full(driver, [Filled(workload) for workload in workloads], place.mount_point)
+        assert set(threads.map(try_to_create, workloads)) == {Code.OK}
+    settle(driver)
+    wait_until(lambda: usable(driver) >= int(str(pool_list(driver)["promised_bytes"])))
+    write_everything_full(driver, [Filled(workload) for workload in (rest, *workloads)], place.mount_point)
+
+
+def usable(driver: Driver) -> int:
+    """What is there for promises."""
+    row = pool_list(driver)
+    return int(str(row["available_bytes"])) - int(str(row["reserve_bytes"]))
 
 
 def test_thick_volumes_can_be_rewritten_when_a_stranger_took_the_rest(
@@ -213,21 +256,26 @@ def test_thick_volumes_can_be_rewritten_when_a_stranger_took_the_rest(
             volume.check(seed)
 
 
+@pytest.mark.parametrize("parameters", [{}, THICK], ids=["thin", "thick"])
 def test_a_volume_that_discards_its_blocks_can_write_them_again(
-    fs_type: str, make_small: MakePool, make_driver: MakeDriver
+    fs_type: str, parameters: dict[str, str], make_small: MakePool, make_driver: MakeDriver
 ) -> None:
     place = make_small(fs_type)
     assert place.mount_point is not None
     driver = make_driver(place)
-    first = Filled(Workload(driver, "first", block=True, size_bytes=500 * MIB))
+    left = grantable(driver) - 300 * MIB
+    first = Filled(Workload(driver, "first", block=True, size_bytes=300 * MIB, parameters=parameters))
     first.workload.create()
     first.up()
     first.fill()
-    assert grantable(driver) < 500 * MIB
+    assert grantable(driver) <= left + MIB
     run("blkdiscard", first.target)
-    second = Filled(Workload(driver, "second", block=True, size_bytes=grantable(driver)))
-    assert second.workload.size_bytes < 500 * MIB
+    assert grantable(driver) <= left + MIB
+    settle(driver)
+    assert grantable(driver) <= left + MIB
+    second = Filled(Workload(driver, "second", block=True, size_bytes=left - 8 * MIB))
     second.workload.create()
+    assert grantable(driver) <= 9 * MIB
     second.up()
     for volume in (first, second):
         volume.fill("again")
@@ -248,24 +296,17 @@ def test_sixteen_callers_are_granted_no_more_than_there_is(
             driver,
             f"volume-{number}",
             block=True,
-            size_bytes=choices.randrange(20, 120) * MIB,
+            size_bytes=choices.randrange(20, 90) * MIB,
             parameters=THICK if number % 3 == 0 else {},
         )
         for number in range(48)
     ]
 
-    def create(workload: Workload) -> int:
-        try:
-            workload.create()
-        except Failure as failure:
-            assert failure.code is Code.RESOURCE_EXHAUSTED, failure
-            return 0
-        return workload.size_bytes
-
-    with ThreadPoolExecutor(16) as threads:
-        granted = sum(threads.map(create, workloads))
-    assert room * 0.8 < granted <= room
-    volumes = [Filled(workload) for workload in workloads if workload.volume_id]
+    volumes = create_at_once(workloads, callers=16)
+    least = min(workload.size_bytes for workload in workloads if not workload.volume_id)
+    assert grantable(driver) < least
+    granted = sum(volume.workload.size_bytes for volume in volumes)
+    assert room * 0.8 < granted
     assert place.mount_point is not None
     write_everything_full(driver, volumes, place.mount_point)
 
@@ -303,7 +344,7 @@ def test_pools_on_one_filesystem_share_it(fs_type: str, make_small: MakePool, ma
     assert grantable(driver, pool="two") == room
     volumes = []
     for number, pool in enumerate(("one", "two", "one", "two")):
-        size = room // 4 // 4096 * 4096
+        size = (room - MIB) // 4 // 4096 * 4096
         workload = Workload(driver, f"volume-{number}", block=True, size_bytes=size, parameters={"pool": pool})
         workload.create()
         volumes.append(Filled(workload))
@@ -331,14 +372,15 @@ def test_a_deleted_volume_gives_back_what_it_held(fs_type: str, make_small: Make
         kinds.append({"parameters": WITH_QUOTA})
     room = grantable(driver)
     for number, kind in enumerate(kinds):
-        volume = Filled(Workload(driver, f"volume-{number}", size_bytes=700 * MIB, **kind))  # type: ignore[arg-type]
+        volume = Filled(Workload(driver, f"volume-{number}", size_bytes=400 * MIB, **kind))  # type: ignore[arg-type]
         volume.workload.create()
         volume.up()
         volume.fill()
-        assert grantable(driver) < 400 * MIB
+        assert grantable(driver) < room - 350 * MIB
         volume.down()
         volume.workload.delete()
-        # btrfs gives the blocks of a subvolume back in its own time.
+        settle(driver)
+        # The cleaner of btrfs comes in its own time; a measurement is believed for two seconds.
         wait_until(lambda: grantable(driver) > room - 24 * MIB)
 
 
@@ -353,12 +395,12 @@ def test_a_create_that_fails_gives_back_what_it_was_promised(make_small: MakePoo
         strangers += 1
     for thick in ({}, THICK):
         with pytest.raises(Failure, match="RESOURCE_EXHAUSTED"):
-            Workload(driver, "none", block=True, size_bytes=500 * MIB, parameters=thick).create()
+            Workload(driver, "none", block=True, size_bytes=400 * MIB, parameters=thick).create()
         assert grantable(driver) > before - MIB
         assert driver.files() == []
     for number in range(strangers):
         (place.mount_point / f"stranger-{number}").unlink()
-    Workload(driver, "none", block=True, size_bytes=500 * MIB, parameters=THICK).create()
+    Workload(driver, "none", block=True, size_bytes=400 * MIB, parameters=THICK).create()
 
 
 def test_what_strangers_write_is_told_and_what_they_free_is_granted(
@@ -367,12 +409,13 @@ def test_what_strangers_write_is_told_and_what_they_free_is_granted(
     place = make_small(fs_type)
     assert place.mount_point is not None
     driver = make_driver(place)
-    occupy(place.mount_point / "stranger", leave_bytes=300 * MIB)
-    assert 0 < grantable(driver) < 300 * MIB
+    occupy(place.mount_point / "stranger", leave_bytes=250 * MIB)
+    assert 0 <= grantable(driver) < 250 * MIB
     with pytest.raises(Failure, match="RESOURCE_EXHAUSTED"):
-        Workload(driver, "volume", block=True, size_bytes=400 * MIB, parameters=THICK).create()
+        Workload(driver, "volume", block=True, size_bytes=300 * MIB, parameters=THICK).create()
     vacate(place.mount_point / "stranger")
-    Workload(driver, "volume", block=True, size_bytes=400 * MIB, parameters=THICK).create()
+    settle(driver)
+    Workload(driver, "volume", block=True, size_bytes=300 * MIB, parameters=THICK).create()
 
 
 def test_hostvol_pool_list_agrees_with_df(fs_type: str, make_small: MakePool, make_driver: MakeDriver) -> None:
@@ -387,15 +430,14 @@ def test_hostvol_pool_list_agrees_with_df(fs_type: str, make_small: MakePool, ma
         volume.workload.create()
     row = pool_list(driver)
     size, free = (int(number) for number in run("df", "-B1", "--output=size,avail", str(place.mount_point)).split()[2:])
-    assert int(row["size_bytes"]) == size
-    # Of a btrfs, df guesses what metadata will take; the driver asks and keeps to the safe side.
-    slack = 96 * MIB if fs_type == "btrfs" else 4096
-    assert free - slack <= int(row["available_bytes"]) <= free + slack
-    assert int(row["promised_bytes"]) == 100 * MIB
-    assert int(row["grantable_bytes"]) == grantable(driver)
-    assert int(row["volume_count"]) == 2
-    usable = int(row["available_bytes"]) - int(row["reserve_bytes"])
-    assert usable - 100 * MIB - 4096 < int(row["grantable_bytes"]) <= usable - 100 * MIB
+    assert int(str(row["size_bytes"])) == size
+    # Of a btrfs, df does not count what metadata will take; the driver asks, and keeps to the safe side.
+    assert free * (0.7 if fs_type == "btrfs" else 1) <= int(str(row["available_bytes"])) <= free
+    assert int(str(row["promised_bytes"])) == 100 * MIB
+    assert int(str(row["grantable_bytes"])) == grantable(driver)
+    assert int(str(row["volume_count"])) == 2
+    usable = int(str(row["available_bytes"])) - int(str(row["reserve_bytes"]))
+    assert usable - 100 * MIB - 4096 < int(str(row["grantable_bytes"])) <= usable - 100 * MIB
 
 
 def pool_list(driver: Driver) -> dict[str, object]:

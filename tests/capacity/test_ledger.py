@@ -5,7 +5,7 @@
 - What `grantable_bytes` says is granted.
 - Thick volumes own their bytes; thin ones are counted by what they may still allocate; directories without a quota
   are not counted.
-- With an overcommit of N the sum of sizes goes up to N times the usable bytes, and thick volumes keep to the first rule.
+- With an overcommit of N the sum of sizes goes up to N times the usable bytes, thick volumes keep the first rule.
 - A volume that is gone, or was never built, gives its promise back; a second telling changes nothing.
 - A refusal rests on what the filesystem says now.
 - Many threads at once are never granted more together than one after the other.
@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -109,7 +108,7 @@ class Books:
         volume = self.volume(size_bytes, thick=thick)
         self.ledger.admit(volume, overcommit)
         self.disk.own[volume.volume_id] = size_bytes if thick else 0
-        self.ledger.settle(volume, 0)
+        self.ledger.settle(volume, size_bytes if thick else 0)
         self.disk.listed[volume.volume_id] = volume
         return volume
 
@@ -263,10 +262,13 @@ def test_measurements_close_to_each_other_are_one(books: Books, clock: Clock) ->
     assert books.disk.measurements == 1
 
 
+@pytest.mark.parametrize("thick", [False, True], ids=["thin", "thick"])
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 300.0])
-def test_what_a_workload_discards_is_promised_to_nobody_else(books: Books, clock: Clock, seconds: float) -> None:
+def test_what_a_workload_discards_is_promised_to_nobody_else(
+    books: Books, clock: Clock, seconds: float, thick: bool
+) -> None:
     """A discard makes available what its volume may write again: an older measurement of it is too large."""
-    volume = books.create(4 * GIB)
+    volume = books.create(4 * GIB, thick=thick)
     books.fill(volume)
     clock.now += 10
     books.ledger.measure()
@@ -296,6 +298,14 @@ def test_what_strangers_free_is_grantable_as_soon_as_a_measurement_is_due(books:
     books.ledger.measure()
     books.disk.strangers_bytes = 0
     clock.now += 2.5
+    assert books.ledger.grantable_bytes(1.0) > USABLE - GIB - BLOCK
+
+
+def test_what_would_be_granted_without_a_measurement_is_told_without_one(books: Books, clock: Clock) -> None:
+    books.disk.strangers_bytes = 4 * GIB
+    books.create(GIB)
+    books.ledger.measure()
+    books.disk.strangers_bytes = 0
     assert books.ledger.grantable_bytes(1.0) > USABLE - GIB - BLOCK
 
 
@@ -353,16 +363,23 @@ def test_a_thick_volume_is_not_counted_twice_once_it_is_built(books: Books) -> N
     books.ledger.admit(volume, 1.0)
     books.disk.own[volume.volume_id] = volume.capacity_bytes
     assert books.ledger.grantable_bytes(1.0) < USABLE - 7 * GIB, "while it is built, both count: to the safe side"
-    books.ledger.settle(volume, 0)
+    books.ledger.settle(volume, volume.capacity_bytes)
     books.disk.listed[volume.volume_id] = volume
     assert books.ledger.grantable_bytes(1.0) > USABLE - 4 * GIB - BLOCK
+
+
+def test_what_is_promised_beyond_what_there_is_is_told(books: Books) -> None:
+    books.create(books.ledger.grantable_bytes(1.0))
+    assert not books.ledger.is_overdrawn(1.0)
+    books.disk.strangers_bytes += 100 * MIB
+    assert books.ledger.is_overdrawn(1.0)
+    assert not books.ledger.is_overdrawn(2.0)
 
 
 def test_growth_is_never_negative() -> None:
     volume = Books().volume(GIB)
     assert growth_of(volume, 2 * GIB) == 0
-    thick = dataclasses.replace(volume, parameters=VolumeParameters(provisioning=Provisioning.THICK))
-    assert growth_of(thick, 0) == 0
+    assert growth_of(volume, 0) == GIB
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -398,7 +415,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(volume=volumes, part=st.integers(0, 100))
     def write(self, volume: Volume, part: int) -> None:
         own = self.books.disk.own.get(volume.volume_id)
-        if own is not None and not volume.is_thick:
+        if own is not None:
             room = self.books.disk.available_bytes
             wanted = max(own, volume.capacity_bytes * part // 100)
             assert self.overcommit > 1.0 or wanted - own <= room, "a promise was broken"
@@ -407,7 +424,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(volume=volumes, part=st.integers(0, 100))
     def discard(self, volume: Volume, part: int) -> None:
         own = self.books.disk.own.get(volume.volume_id)
-        if own is not None and not volume.is_thick:
+        if own is not None:
             self.books.disk.own[volume.volume_id] = own * part // 100
 
     @rule(volume=consumes(volumes))

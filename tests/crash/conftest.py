@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,14 +23,13 @@ def tally(request: pytest.FixtureRequest) -> Tally:
 @pytest.fixture(scope="module")
 def lanes(tmp_path_factory: pytest.TempPathFactory, private_mounts: None) -> Iterator[Lanes]:
     """Two drivers with pools of their own, so that cases run side by side."""
-    made: list[Lane] = []
-    try:
+    with contextlib.ExitStack() as cleanup:
+        made = []
         for number in range(2):
-            made.append(Lane.make(tmp_path_factory.mktemp(f"lane{number}", numbered=False)))
+            lane = Lane.make(tmp_path_factory.mktemp(f"lane{number}", numbered=False))
+            cleanup.callback(lane.remove)
+            made.append(lane)
         yield Lanes(made)
-    finally:
-        for lane in made:
-            lane.remove()
     for lane in made:
         assert "unforeseen" not in Path(lane.driver.home, "log").read_text(errors="replace")
 

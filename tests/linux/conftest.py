@@ -62,7 +62,7 @@ def opened(path: Path | str, flags: int = os.O_PATH) -> Iterator[int]:
 @contextmanager
 def fails_with(*numbers: int) -> Iterator[None]:
     """Expect an OSError with one of these errnos."""
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         yield
     assert caught.value.errno in numbers, caught.value
 

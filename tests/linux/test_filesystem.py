@@ -337,7 +337,7 @@ def test_no_mkfs_options_are_no_words() -> None:
     ],
 )
 def test_a_mkfs_option_off_the_list_is_refused_by_name(name: str, text: str, named: str) -> None:
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011
+    with pytest.raises(ValueError) as refusal:
         filesystem.parse_mkfs_options(FILESYSTEMS[name], text)
     assert named in str(refusal.value)
 

@@ -12,32 +12,33 @@ import sys
 from pathlib import Path
 
 from csi_driver.linux import lock
+from tests.linux.conftest import opened
 
-HOLD = "import sys; from csi_driver.linux import lock; held = lock.lock_file(sys.argv[1]); print(held, flush=True); input()"
+HOLD = """
+import os, sys
+from csi_driver.linux import lock
+print(lock.try_lock(os.open(sys.argv[1], os.O_RDONLY)), flush=True)
+input()
+"""
 
 
 def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    path.touch()
-    first = lock.lock_file(str(path))
-    assert first is not None
-    assert lock.lock_file(str(path)) is None
-    os.close(first)
-    again = lock.lock_file(str(path))
-    assert again is not None
-    os.close(again)
+    with opened(tmp_path, os.O_RDONLY) as second:
+        with opened(tmp_path, os.O_RDONLY) as first:
+            assert lock.try_lock(first)
+            assert lock.try_lock(first)
+            assert not lock.try_lock(second)
+        assert lock.try_lock(second)
 
 
 def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    path.touch()
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with holder:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder, opened(tmp_path, os.O_RDONLY) as ours:
         assert holder.stdout is not None
-        assert holder.stdout.readline().strip().isdigit()
-        assert lock.lock_file(str(path)) is None
+        assert holder.stdout.readline() == b"True\n"
+        assert not lock.try_lock(ours)
         holder.kill()
         holder.wait()
-    held = lock.lock_file(str(path))
-    assert held is not None
-    os.close(held)
+        assert lock.try_lock(ours)

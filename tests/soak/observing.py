@@ -1,4 +1,4 @@
-"""What the soak tests look at and hold still: mounts, descriptors, child processes, frozen and unanswering filesystems."""
+"""What the soak tests look at and hold still: mounts, descriptors, children, frozen and unanswering filesystems."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from csi_driver.linux import libc
@@ -97,8 +98,8 @@ def children(pid: int) -> list[tuple[int, str]]:
     found = []
     for task in os.listdir(f"/proc/{pid}/task"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
-                found.append((int(child), Path(f"/proc/{child}/comm").read_text().strip()))
+            numbers = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+            found += [(int(child), Path(f"/proc/{child}/comm").read_text().strip()) for child in numbers]
     return found
 
 
@@ -128,11 +129,7 @@ def held_create(driver: Driver, request: Callable[[int], object], *, timeout: fl
     """
     for attempt in range(20):
         outcome: list[Code] = []
-        caller = threading.Thread(
-            target=lambda asked=request(attempt), into=outcome: into.append(
-                driver.code("CreateVolume", asked, timeout=timeout)
-            )
-        )
+        caller = threading.Thread(target=_create, args=(driver, request(attempt), timeout, outcome))
         caller.start()
         child = _stop_mkfs(driver.pid, caller)
         if child is None:
@@ -148,13 +145,17 @@ def held_create(driver: Driver, request: Callable[[int], object], *, timeout: fl
     raise AssertionError("no mkfs could be stopped in 20 attempts")
 
 
+def _create(driver: Driver, request: object, timeout: float, outcome: list[Code]) -> None:
+    outcome.append(driver.code("CreateVolume", request, timeout=timeout))
+
+
 def _stop_mkfs(pid: int, caller: threading.Thread) -> int | None:
     while caller.is_alive():
         for child, command in children(pid):
             if command == "mkfs.btrfs":
                 with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                     os.kill(child, signal.SIGSTOP)
-                    wait_until(lambda child=child: _is_stopped(child), "the mkfs stands still", 2.0)
+                    wait_until(partial(_is_stopped, child), "the mkfs stands still", 2.0)
                     return child
     return None
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,11 @@ from tests.soak.observing import assert_nothing_remains, children, held_create, 
 
 CALLERS = 64
 ROUNDS = 12
-KINDS = {"ext4": {"size_bytes": 16 * MIB}, "block": {"block": True}, "directory": {"parameters": DIRECTORY}}
+KINDS: dict[str, dict[str, Any]] = {
+    "ext4": {"size_bytes": 16 * MIB},
+    "block": {"block": True},
+    "directory": {"parameters": DIRECTORY},
+}
 TABLES = {
     "create": {Code.OK, Code.ABORTED},
     "delete": {Code.OK, Code.ABORTED, Code.FAILED_PRECONDITION},

@@ -4,6 +4,8 @@
   other volumes and their whole lives go on; many repeated calls for the hung one do not change that.
 - While every write to one pool hangs (its filesystem is frozen), the volumes of the other pool and Probe are served;
   also when more creations hang than a provisioner makes at once, each repeated.
+- A pool whose filesystem fails every call (shut down, as after the loss of its disk) keeps a restarted driver from
+  serving neither the other pools nor, if it is another driver's, its own.
 - What hung is finished when the filesystem answers again: the identical call is OK, and nothing is left.
 """
 
@@ -13,9 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.harness import DIRECTORY, MIB, Code, Driver, PoolPlace, Workload, create_request
+from tests.powercut import cut_power
 from tests.soak.observing import (
     ProbeMeter,
     assert_nothing_remains,
@@ -48,12 +53,16 @@ def timed(step: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
+def is_created(driver: Driver, request: object) -> bool:
+    return driver.code("CreateVolume", request) is Code.OK
+
+
 def assert_ok(code: Code) -> None:
     assert code is Code.OK
 
 
-def a_whole_life(driver: Driver, name: str, **options: object) -> None:
-    workload = Workload(driver, name, size_bytes=8 * MIB, **options)  # type: ignore[arg-type]
+def a_whole_life(driver: Driver, name: str, **options: Any) -> None:
+    workload = Workload(driver, name, size_bytes=8 * MIB, **options)
     workload.up()
     assert statistics_of(workload) is Code.OK
     workload.down()
@@ -162,7 +171,7 @@ def test_a_pool_that_hangs_holds_up_no_other_pool(
     assert asked < SOON_SECONDS
 
     for request in requests:
-        wait_until(lambda request=request: driver.code("CreateVolume", request) is Code.OK, "what hung is finished")
+        wait_until(partial(is_created, driver, request), "what hung is finished")
     there.down()
     for entry in driver.call("ListVolumes").entries:
         driver.call("DeleteVolume", volume_id=entry.volume.volume_id)
@@ -191,4 +200,44 @@ def test_a_volume_whose_filesystem_hangs_holds_up_no_other_volume(driver: Driver
         "unpublished",
     )
     hung.down()
+    assert_nothing_remains(driver)
+
+
+def test_a_restart_beside_a_pool_that_fails_serves_the_other_pools(
+    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver], tmp_path: Path
+) -> None:
+    broken = make_pool("ext4", 512 * MIB)
+    driver = make_driver(tmp_path / "pool", broken)
+    lost = Workload(driver, "lost", size_bytes=8 * MIB, parameters={"pool": "pool1"})
+    lost.up()
+    well = Workload(driver, "well", size_bytes=8 * MIB)
+    well.up()
+    assert broken.mount_point is not None
+    cut_power(str(broken.mount_point), flush_log=True)
+    driver.restart()
+    assert statistics_of(well) is Code.OK
+    a_whole_life(driver, "beside")
+    refused = create_request("another", 8 * MIB, parameters={"pool": "pool1"})
+    assert driver.code("CreateVolume", refused) is Code.UNAVAILABLE
+    # Neither gone nor deleted: it is there again when its disk is.
+    for method in ("DeleteVolume", "ControllerGetVolume"):
+        assert driver.code(method, volume_id=lost.volume_id) is Code.UNAVAILABLE
+    assert driver.code("NodeStageVolume", lost.stage_request()) is Code.UNAVAILABLE
+    well.down()
+    assert list((driver.pool / "volumes").iterdir()) == []
+    driver.stop()
+    driver.clean_up()
+
+
+def test_a_start_beside_another_drivers_failed_pool_is_no_different(
+    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver], tmp_path: Path
+) -> None:
+    broken = make_pool("ext4", 512 * MIB)
+    other = make_driver(broken)
+    Workload(other, "lost", size_bytes=4 * MIB, block=True).up()
+    assert broken.mount_point is not None
+    cut_power(str(broken.mount_point), flush_log=True)
+    other.kill()
+    driver = make_driver(tmp_path / "pool")
+    a_whole_life(driver, "beside")
     assert_nothing_remains(driver)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload
 from tests.soak.observing import (
@@ -35,7 +36,7 @@ CALLERS = 4
 MOST_THREADS = 4 + 64 + 128 + 24
 GROWTH_KIB = 6 * 1024
 
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "ext4": {"size_bytes": 8 * MIB},
     "clone": {"size_bytes": 8 * MIB, "parameters": {"pool": "pool1"}},
     "thick": {"size_bytes": 8 * MIB, "parameters": {"provisioning": "thick"}},
@@ -66,7 +67,7 @@ class Storm:
 
     def __post_init__(self) -> None:
         self.workloads = [
-            Workload(self.driver, f"{kind}-{number}", **options)  # type: ignore[arg-type]
+            Workload(self.driver, f"{kind}-{number}", **options)
             for kind, options in KINDS.items()
             for number in range(2)
         ]

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ GRACE_SECONDS = 3
 # Beyond the grace: the interpreter's own end, on a busy machine.
 MARGIN_SECONDS = 4.0
 
-KINDS = (
+KINDS: tuple[dict[str, Any], ...] = (
     {"size_bytes": 8 * MIB},
     {"size_bytes": 4 * MIB, "block": True},
     {"parameters": DIRECTORY},
@@ -50,10 +51,7 @@ def test_a_sigterm_while_volumes_are_made_and_mounted_leaves_nothing_half_done(
     make_driver: Callable[..., Driver], tmp_path: Path, delay: float
 ) -> None:
     driver = make_driver(tmp_path / "pool", arguments=(f"--shutdown-seconds={GRACE_SECONDS}",))
-    workloads = [
-        Workload(driver, f"volume-{number}", **KINDS[number % len(KINDS)])  # type: ignore[arg-type]
-        for number in range(24)
-    ]
+    workloads = [Workload(driver, f"volume-{number}", **KINDS[number % len(KINDS)]) for number in range(24)]
     created: dict[str, str] = {}
     codes: set[Code] = set()
 

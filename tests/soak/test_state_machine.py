@@ -117,6 +117,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.volumes: dict[str, VolumeModel] = {}
         self.gone: list[str] = []
+        self.deleted_while_staged_at: dict[str, str] = {}
         self.disturbances = 0
         self.walk: tuple[str, set[str], set[str], set[str]] | None = None
         self.counts["examples"] += 1
@@ -136,11 +137,11 @@ class Machine(RuleBasedStateMachine):
                     self.counts["aborted"] += 1
                     time.sleep(0.05 * (attempt + 1) if loss else 0.5)
                     continue
-                assert failure.code in allowed, f"{failure}; allowed {sorted(code.name for code in allowed)}"
-                self.counts[failure.code.name] += 1
-                return None
-            assert Code.OK in allowed, f"{method}: OK; allowed {sorted(code.name for code in allowed)}"
-            self.counts["OK"] += 1
+                answer, code, said = None, failure.code, str(failure)
+            else:
+                code, said = Code.OK, f"{method}: OK"
+            assert code in allowed, f"{said}; allowed {sorted(code.name for code in allowed)}"
+            self.counts[code.name] += 1
             return answer
         raise AssertionError(f"{method} is still answered ABORTED")
 
@@ -178,10 +179,12 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(first=kinds, second=kinds)
     def begin(self, first: str, second: str) -> None:
-        """Two volumes, one of them staged: most rules would otherwise meet nothing."""
+        """Two volumes, one published, one only staged: most rules would otherwise meet nothing."""
         self.create(name="red", kind=first, size=0, mode=SHARED_MODE, loss="")
         self.create(name="green", kind=second, size=0, mode=SHARED_MODE, loss="")
-        self.stage(name="red", path="a", mode=SHARED_MODE, flags=(), loss="")
+        for name in ("red", "green"):
+            self.stage(name=name, path="a", mode=SHARED_MODE, flags=(), loss="")
+        self.publish(name="red", path="a", at="one", mode=SHARED_MODE, flags=(), readonly=False, loss="")
 
     # Controller
 
@@ -217,6 +220,7 @@ class Machine(RuleBasedStateMachine):
         self.expect({Code.OK}, "DeleteVolume", volume_id=self.id_of(name), loss=loss)
         if volume is not None:
             self.gone.append(self.volumes.pop(name).volume_id)
+            self.deleted_while_staged_at[volume.volume_id] = volume.staged_at
             if self.walk is not None:
                 self.walk[1].discard(volume.volume_id)
 
@@ -249,7 +253,7 @@ class Machine(RuleBasedStateMachine):
             parameters=dict(asked.parameters),
             volume_capabilities=[asked.capability()],
         )
-        assert 0 < answer.available_capacity
+        assert answer.available_capacity > 0
         assert answer.minimum_volume_size.value <= asked.sizes[0] <= answer.maximum_volume_size.value
 
     @rule(max_entries=st.integers(1, 2))
@@ -316,6 +320,9 @@ class Machine(RuleBasedStateMachine):
         allowed = {Code.OK}
         if volume is None:
             allowed = {Code.NOT_FOUND}
+            if self.deleted_while_staged_at.get(self.id_of(name)) == where:
+                # Kubelet's own unstage comes after the deletion and is repeated until it is OK; a restart forgets that.
+                allowed.add(Code.OK)
         elif is_staged_here and volume.publications:
             allowed = {Code.FAILED_PRECONDITION}
         self.expect(allowed, "NodeUnstageVolume", volume_id=self.id_of(name), staging_target_path=where, loss=loss)
@@ -332,7 +339,7 @@ class Machine(RuleBasedStateMachine):
         loss=losses,
     )
     def publish(
-        self, name: str, path: str, at: str, mode: str, flags: tuple[str, ...], readonly: bool, loss: str
+        self, *, name: str, path: str, at: str, mode: str, flags: tuple[str, ...], readonly: bool, loss: str
     ) -> None:
         volume = self.modelled(name)
         where = self.staging(f"{name}-{path}") if path else ""
@@ -357,13 +364,11 @@ class Machine(RuleBasedStateMachine):
     def publish_codes(self, volume: VolumeModel | None, where: str, target: str, wanted: Publication) -> set[Code]:
         if volume is None:
             return {Code.NOT_FOUND}
-        if not where or volume.staged_at != where:
-            return {Code.FAILED_PRECONDITION}
         held = volume.publications.get(target)
+        if not where or volume.staged_at != where or (held is None and self.holder_of(target) is not None):
+            return {Code.FAILED_PRECONDITION}
         if held is not None:
             return {Code.OK} if held == wanted else {Code.ALREADY_EXISTS}
-        if self.holder_of(target) is not None:
-            return {Code.FAILED_PRECONDITION}
         others = list(volume.publications.values())
         if others and any(mode != SHARED_MODE for mode in (wanted.mode, *(other.mode for other in others))):
             return {Code.FAILED_PRECONDITION}
@@ -389,7 +394,7 @@ class Machine(RuleBasedStateMachine):
         if volume is not None:
             volume.publications.pop(target_path, None)
 
-    @rule(name=names, at=st.sampled_from((*TARGETS, *TARGETS, "staging path", "nowhere")))
+    @rule(name=names, at=st.sampled_from(("one", *TARGETS, "staging path", "nowhere")))
     def stats(self, name: str, at: str) -> None:
         volume = self.modelled(name)
         if at == "staging path":

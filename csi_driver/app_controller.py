@@ -1,0 +1,289 @@
+"""`hostvol controller`: the configuration of a cluster's router, and how its parts are put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from csi_driver import __version__, logs
+from csi_driver.cli import options
+from csi_driver.errors import InvalidField
+from csi_driver.metrics import Metrics
+
+if TYPE_CHECKING:
+    from csi_driver.cluster.certificates import Keeper
+    from csi_driver.cluster.orchestrator import Access, Orchestrator
+    from csi_driver.rpc.edge import Dispatcher
+
+_log = logging.getLogger("hostvol.cluster")
+DEFAULT_LISTEN = "[::]:9809"
+DEFAULT_NAMESPACE = "hostvol-system"
+_NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+_SERVICE = "hostvol-controller"
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """Everything that `hostvol controller` can be told."""
+
+    endpoint: str
+    listen: str
+    driver_name: str
+    namespace: str
+    node_account: str
+    audience: str
+    tls_names: tuple[str, ...]
+    tls_directory: str
+    authority: str
+    api_server: str
+    api_ca: str
+    api_token: str
+    http_address: str
+    shutdown_seconds: float
+
+
+def controller_config(asked: dict[str, Any]) -> ControllerConfig:
+    """The configuration that flags and variables describe.
+
+    Raises: InvalidField naming the flag.
+    """
+    _, colon, port = asked["listen"].rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise InvalidField("listen", asked["listen"], "ADDRESS:PORT, for example [::]:9809")
+    namespace = asked["namespace"] or _own_namespace()
+    return ControllerConfig(
+        endpoint=asked["endpoint"],
+        listen=asked["listen"],
+        driver_name=asked["driver_name"],
+        namespace=namespace,
+        node_account=asked["node_account"],
+        audience=asked["audience"] or asked["driver_name"],
+        tls_names=tuple(asked["tls_name"]) or _service_names(namespace),
+        tls_directory=asked["tls_directory"],
+        authority=asked["authority"],
+        api_server=asked["api_server"],
+        api_ca=asked["api_ca"],
+        api_token=asked["api_token"],
+        http_address=asked["http_address"],
+        shutdown_seconds=asked["shutdown_seconds"],
+    )
+
+
+async def serve(config: ControllerConfig) -> None:
+    """Serve a cluster until SIGTERM.
+
+    Raises: HostvolError when it cannot serve; OSError.
+    """
+    from csi_driver.cluster.certificates import Certificates  # noqa: PLC0415 - gRPC, which `--help` does not need
+    from csi_driver.cluster.figures import RouterFigures  # noqa: PLC0415
+    from csi_driver.cluster.orchestrator import Orchestrator  # noqa: PLC0415
+    from csi_driver.cluster.peers import Peers  # noqa: PLC0415
+    from csi_driver.cluster.presence import Presence  # noqa: PLC0415
+    from csi_driver.cluster.registry import Registry  # noqa: PLC0415
+    from csi_driver.cluster.router import Router  # noqa: PLC0415
+    from csi_driver.cluster.server import ControllerServer, Front  # noqa: PLC0415
+    from csi_driver.cluster.tokens import Verifier  # noqa: PLC0415
+    from csi_driver.rpc import endpoint, status  # noqa: PLC0415
+    from csi_driver.rpc.edge import Journal  # noqa: PLC0415
+
+    path = endpoint.socket_path(config.endpoint)
+    endpoint.clear_stale(path)
+    orchestrator = Orchestrator(_access(config))
+    registry = Registry()
+    presence = Presence(registry, orchestrator, config.driver_name)
+    router = Router(registry, presence, orchestrator, config.driver_name)
+    verifier = Verifier(orchestrator, audience=config.audience, namespace=config.namespace, account=config.node_account)
+    peers = Peers(registry, verifier, config.driver_name, status.explain)
+    metrics = Metrics()
+    metrics.add(RouterFigures(registry, presence, router, peers))
+    front = Front(router, _local(config.driver_name, metrics), Journal(metrics), status.explain)
+    server = ControllerServer(front, peers, Certificates(_keeper(config, orchestrator), config.tls_names))
+    with _health(config.http_address, metrics):
+        await server.serve_sidecars(path)
+        background = [asyncio.create_task(_serve_nodes(server, config)), asyncio.create_task(presence.watch())]
+        await _stopped(background)
+        await server.stop(config.shutdown_seconds)
+        for task in background:
+            task.cancel()
+        orchestrator.close()
+
+
+async def _serve_nodes(server: Any, config: ControllerConfig) -> None:
+    port = await server.serve_nodes(config.listen)
+    _log.info("hostvol %s routes for %s; nodes dial port %d", __version__, config.driver_name, port)
+    await server.keep_certificates()
+
+
+async def _stopped(background: list[asyncio.Task[None]]) -> None:
+    """Return at SIGTERM; a task that fails before ends everything with its error."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    waiting = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([waiting, *background], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    _log.info("stopping: finishing what runs")
+
+
+class _Cluster:
+    """The plugin as Identity tells it: ready whether nodes are there or not, since they need us to be."""
+
+    def __init__(self, driver_name: str) -> None:
+        self.driver_name = driver_name
+
+    @property
+    def is_ready(self) -> bool:
+        return True
+
+
+def _local(driver_name: str, metrics: Metrics) -> Dispatcher:
+    """What needs no node: Identity, and what a controller of this version can do."""
+    from csi_driver.pb import csi_pb2  # noqa: PLC0415 - as above
+    from csi_driver.rpc.controller import ControllerCapabilities  # noqa: PLC0415
+    from csi_driver.rpc.edge import Dispatcher, Edge  # noqa: PLC0415
+    from csi_driver.rpc.identity import IdentityServicer  # noqa: PLC0415
+
+    edge = Edge(metrics)
+    services = csi_pb2.DESCRIPTOR.services_by_name
+    threads = ThreadPoolExecutor(1)
+    edge.handler(services["Identity"], IdentityServicer(_Cluster(driver_name)), lambda _: threads)
+    edge.handler(services["Controller"], ControllerCapabilities(), lambda _: threads)
+    return Dispatcher(edge, [services[name].full_name for name in ("Identity", "Controller", "GroupController")])
+
+
+def _access(config: ControllerConfig) -> Access:
+    from csi_driver.cluster.orchestrator import Access  # noqa: PLC0415 - as above
+
+    if config.api_server:
+        return Access(config.api_server.rstrip("/"), config.api_ca, config.api_token)
+    access = Access.in_pod()
+    if access is None:
+        raise InvalidField("api-server", "", "the URL of the API server; inside a pod it is known")
+    return access
+
+
+def _keeper(config: ControllerConfig, orchestrator: Orchestrator) -> Keeper:
+    from csi_driver.cluster.certificates import DirectoryKeeper, SecretKeeper  # noqa: PLC0415 - as above
+
+    if config.tls_directory:
+        return DirectoryKeeper(config.tls_directory)
+    return SecretKeeper(orchestrator, config.namespace, config.authority)
+
+
+@contextmanager
+def _health(address: str, metrics: Metrics) -> Iterator[None]:
+    if not address:
+        yield
+        return
+    from csi_driver.rpc.health import HealthServer  # noqa: PLC0415 - http.server is not free either
+
+    server = HealthServer(address, metrics, lambda: True)
+    server.start()
+    _log.info("metrics and health on port %d", server.port)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def _own_namespace() -> str:
+    with suppress(OSError), open(_NAMESPACE_FILE, encoding="ascii") as file:
+        return file.read().strip()
+    return DEFAULT_NAMESPACE
+
+
+def _service_names(namespace: str) -> tuple[str, ...]:
+    full = (_SERVICE, namespace, "svc", "cluster", "local")
+    return tuple(".".join(full[:parts]) for parts in (1, 2, 3, 5))
+
+
+@click.command()
+@options.endpoint
+@options.serving
+@click.option(
+    "--listen",
+    envvar="HOSTVOL_LISTEN",
+    show_envvar=True,
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    metavar="ADDRESS:PORT",
+    help="Where nodes dial in, with TLS.",
+)
+@click.option(
+    "--namespace",
+    envvar="HOSTVOL_NAMESPACE",
+    show_envvar=True,
+    default="",
+    help="Of our Secret and ConfigMap and of the nodes' service account.  "
+    f"[default: the pod's, or {DEFAULT_NAMESPACE}]",
+)
+@click.option(
+    "--node-service-account",
+    "node_account",
+    envvar="HOSTVOL_NODE_SERVICE_ACCOUNT",
+    show_envvar=True,
+    default="hostvol-node",
+    show_default=True,
+    help="Whose tokens are accepted.",
+)
+@click.option(
+    "--token-audience",
+    "audience",
+    envvar="HOSTVOL_TOKEN_AUDIENCE",
+    show_envvar=True,
+    default="",
+    help="For whom the tokens must be made.  [default: the driver's name]",
+)
+@click.option(
+    "--tls-name",
+    multiple=True,
+    envvar="HOSTVOL_TLS_NAMES",
+    show_envvar=True,
+    metavar="NAME",
+    help=f"A name or address that nodes dial; may be repeated.  [default: the names of the Service {_SERVICE}]",
+)
+@click.option(
+    "--authority",
+    envvar="HOSTVOL_AUTHORITY",
+    show_envvar=True,
+    default="hostvol-controller-ca",
+    show_default=True,
+    help="Name of the Secret with our certificate authority, and of the ConfigMap with its certificate.",
+)
+@click.option(
+    "--tls-directory",
+    envvar="HOSTVOL_TLS_DIRECTORY",
+    show_envvar=True,
+    default="",
+    help="Keep the authority in this directory instead; nodes need its ca.crt.",
+)
+@click.option(
+    "--api-server",
+    envvar="HOSTVOL_API_SERVER",
+    show_envvar=True,
+    default="",
+    metavar="URL",
+    help="The orchestrator's API.  [default: the pod's own]",
+)
+@click.option("--api-ca", envvar="HOSTVOL_API_CA", show_envvar=True, default="", help="File with its CA.")
+@click.option(
+    "--api-token", envvar="HOSTVOL_API_TOKEN", show_envvar=True, default="", help="File with our token for it."
+)
+def controller(log_format: str, log_level: str, **asked: Any) -> None:
+    """Route the calls of a cluster's sidecars to the nodes that dial in; keeps no state.
+
+    \b
+    Examples:
+      hostvol controller --endpoint unix:///csi/csi.sock --listen '[::]:9809'
+    """
+    logs.configure(log_format, log_level)
+    asyncio.run(serve(controller_config(asked)))

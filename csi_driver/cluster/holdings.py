@@ -1,0 +1,118 @@
+"""What this node tells the routers it holds: everything at first, then each change; knows no connection."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from csi_driver.domain.node import Node
+from csi_driver.errors import HostvolError
+from csi_driver.model import Volume, VolumeId
+from csi_driver.pb import csi_pb2, peer_pb2
+
+_log = logging.getLogger("hostvol.link")
+_CHUNK_BYTES = 1 << 20
+_TICK_SECONDS = 10.0
+# Changes come in bursts; a pool is measured once for all of one.
+_SETTLE_SECONDS = 0.2
+
+Change = Callable[[], peer_pb2.Inventory]
+
+
+class Listener(Protocol):
+    """A stream to a router."""
+
+    def tell(self, change: Change) -> None:
+        """Queue a change, whose message is built when its turn comes; never blocks."""
+        ...
+
+
+class Holdings:
+    """The node's volumes and pools, for any number of listeners."""
+
+    def __init__(self, node: Node, describe: Callable[[Volume], csi_pb2.Volume]) -> None:
+        """`describe` gives a volume as the protocol tells it."""
+        self._node = node
+        self._describe = describe
+        self._lock = threading.Lock()
+        self._listeners: tuple[Listener, ...] = ()
+        self._pools = peer_pb2.Pools()
+        self._stirred = threading.Event()
+        self._stopping = False
+        self._ticker = threading.Thread(target=self._measure_for_ever, name="holdings", daemon=True)
+        node.catalogue.watch(self._changed)
+
+    def start(self) -> None:
+        """Measure the pools from time to time; one that hangs makes numbers old, and nothing else."""
+        self._ticker.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._stirred.set()
+
+    def attach(self, listener: Listener) -> Iterator[peer_pb2.Inventory]:
+        """The whole inventory in parts of at most 1 MiB; the listener hears of every change that is not in it."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+        return self._everything()
+
+    def detach(self, listener: Listener) -> None:
+        """The listener hears nothing more. Idempotent."""
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+    def _everything(self) -> Iterator[peer_pb2.Inventory]:
+        volumes = sorted(self._node.catalogue.all(), key=lambda volume: volume.volume_id)
+        yield from _chunks(self._item(volume) for volume in volumes)
+        yield peer_pb2.Inventory(pools=self._pools, complete=True)
+
+    def _item(self, volume: Volume) -> peer_pb2.Item:
+        return peer_pb2.Item(name=volume.name, volume=self._describe(volume))
+
+    def _changed(self, volume_id: VolumeId, volume: Volume | None) -> None:
+        def change() -> peer_pb2.Inventory:
+            if volume is None:
+                return peer_pb2.Inventory(removed=[volume_id])
+            return peer_pb2.Inventory(items=[self._item(volume)])
+
+        self._tell(change)
+        self._stirred.set()
+
+    def _tell(self, change: Change) -> None:
+        for listener in self._listeners:
+            listener.tell(change)
+
+    def _measure_for_ever(self) -> None:
+        while not self._stopping:
+            pools = peer_pb2.Pools(pools=self._measured())
+            if pools != self._pools:
+                self._pools = pools
+                part = peer_pb2.Inventory(pools=pools)
+                self._tell(lambda part=part: part)  # type: ignore[misc]
+            self._stirred.wait(_TICK_SECONDS)
+            threading.Event().wait(_SETTLE_SECONDS)
+            self._stirred.clear()
+
+    def _measured(self) -> Iterator[peer_pb2.Pool]:
+        for name, pool in sorted(self._node.pools.opened.items()):
+            try:
+                available = pool.ledger.grantable_bytes(pool.overcommit)
+            except (OSError, HostvolError) as cause:
+                _log.warning("pool %s cannot be measured: %s", name, cause)
+                available = 0
+            yield peer_pb2.Pool(name=name, available_bytes=available)
+
+
+def _chunks(items: Iterable[peer_pb2.Item]) -> Iterator[peer_pb2.Inventory]:
+    chunk, size = peer_pb2.Inventory(), 0
+    for item in items:
+        bytes_more = item.ByteSize() + 8
+        if chunk.items and size + bytes_more > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = peer_pb2.Inventory(), 0
+        chunk.items.append(item)
+        size += bytes_more
+    if chunk.items:
+        yield chunk

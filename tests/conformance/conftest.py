@@ -1,0 +1,27 @@
+"""One driver for all probes of a module: they only differ in what they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Driver, PoolPlace
+
+NODE_ID = "probe-node"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """A driver with two pools, which logs everything that it ever logs."""
+    where = tmp_path_factory.mktemp("probe")
+    pools = [PoolPlace(where / "pool"), PoolPlace(where / "second")]
+    driver = Driver(
+        where / "driver", pools, node_id=NODE_ID, names=["default", "second"], arguments=["--log-level=debug"]
+    )
+    driver.start()
+    yield driver
+    driver.stop()
+    driver.clean_up()
+    assert "unforeseen" not in driver.log(), driver.log()
+    assert "Traceback" not in driver.log(), driver.log()
