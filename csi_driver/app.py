@@ -314,3 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (HostvolError, OSError) as error:
         click.echo(f"hostvol: {error}", err=True)
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        # The shell passes any bytes; the protocol carries text.
+        click.echo(f"hostvol: an argument is not UTF-8 text: {ascii(error.object)[:80]}", err=True)
+        sys.exit(1)

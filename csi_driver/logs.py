@@ -16,9 +16,9 @@ class TextFormatter(logging.Formatter):
         head = f"{_timestamp(record)} {record.levelname}"
         rpc = getattr(record, "rpc", None)
         if rpc is None:
-            return f"{head} {_one_line(super().format(record))}"
-        cause = f": {_one_line(rpc['cause'])}" if rpc["cause"] else ""
-        return f"{head} {rpc['method']} {_one_line(rpc['object'])} {rpc['code']} {rpc['milliseconds']} ms{cause}"
+            return f"{head} {one_line(super().format(record))}"
+        cause = f": {one_line(rpc['cause'])}" if rpc["cause"] else ""
+        return f"{head} {rpc['method']} {one_line(rpc['object'])} {rpc['code']} {rpc['milliseconds']} ms{cause}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,7 +51,7 @@ def _timestamp(record: logging.LogRecord) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """A caller's text can neither forge a second line nor command a terminal."""
     if text.isprintable():
         return text

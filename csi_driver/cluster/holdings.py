@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
@@ -92,7 +93,7 @@ class Holdings:
                 part = peer_pb2.Inventory(pools=pools)
                 self._tell(lambda part=part: part)  # type: ignore[misc]
             self._stirred.wait(_TICK_SECONDS)
-            threading.Event().wait(_SETTLE_SECONDS)
+            time.sleep(_SETTLE_SECONDS)
             self._stirred.clear()
 
     def _measured(self) -> Iterator[peer_pb2.Pool]:

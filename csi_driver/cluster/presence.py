@@ -36,6 +36,7 @@ class Presence:
         self._asking = asyncio.Lock()
         self._asked = 0
         self._keys: set[str] = set()
+        self._settled = False
 
     async def exists(self, key: str) -> bool:
         """Whether a Node object has this key; asked after this call began, never answered from memory.
@@ -59,11 +60,12 @@ class Presence:
         Raises: NotReady when the caller has to come again; OrchestratorUnavailable.
         """
         remaining = self._registry.started_at + _START_SECONDS - time.monotonic()
-        if remaining <= 0:
+        if self._settled or remaining <= 0:
             return
         keys = {node_key(name) for name in await self._directory.expected_nodes(self._driver_name)}
         patience = remaining if timeout_seconds is None else min(remaining, timeout_seconds)
         complete = await self._registry.wait_for(keys, patience)
+        self._settled = complete
         if not complete and patience < remaining:
             raise NotReady("the controller has just started, and not every node is attached yet; repeat the call")
 

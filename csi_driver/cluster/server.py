@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -81,29 +81,38 @@ class Front(grpc.GenericRpcHandler):
             local = self._local.call(method, raw)
             if local is not None:
                 return await _told(Outcome(*local), context)
-            return await _told(await self._watched(_asked(method, decode, raw, context), self._router.call), context)
+            return await _told(await self._watched(_asked(method, decode, raw, context)), context)
 
         async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
             asked = _asked(method, decode, raw, context)
-            messages = _no_messages() if asked is None else self._router.stream(asked)
-            async with aclosing(messages):
-                while True:
-                    outcome = await self._watched(asked, lambda _: _next(messages))
+            if asked is None:
+                await _told(_UNREADABLE, context)
+                return
+            began = time.perf_counter()
+            async with aclosing(self._router.stream(asked)) as messages:
+                while not (outcome := await self._outcome(asked, began, _next(messages))).code:
                     if outcome is _END:
-                        return
-                    yield await _told(outcome, context)
+                        break
+                    yield outcome.response
+            self._finished(asked, began, outcome)
+            await _told(outcome, context)
 
         if descriptor.server_streaming:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    async def _watched(self, asked: Asked | None, work: Callable[[Asked], Awaitable[Outcome]]) -> Outcome:
-        """What the caller hears, whatever happens; one line in the journal."""
+    async def _watched(self, asked: Asked | None) -> Outcome:
+        """What the caller of a unary method hears, whatever happens; one line in the journal."""
         if asked is None:
-            return Outcome(grpc.StatusCode.INTERNAL.value[0], "the request cannot be parsed")
+            return _UNREADABLE
         began = time.perf_counter()
+        outcome = await self._outcome(asked, began, self._router.call(asked))
+        self._finished(asked, began, outcome)
+        return outcome
+
+    async def _outcome(self, asked: Asked, began: float, work: Awaitable[Outcome]) -> Outcome:
         try:
-            outcome = await work(asked)
+            return await work
         except asyncio.CancelledError:
             self._journal.finished(asked.name, asked.request, "CANCELLED", began, "the caller has given up")
             raise
@@ -111,9 +120,11 @@ class Front(grpc.GenericRpcHandler):
             code, message = self._explain(error)
             if not isinstance(error, HostvolError | OSError):
                 _log.error("unforeseen failure in %s", asked.name, exc_info=error)
-            outcome = Outcome(code.value[0], message)
-        self._journal.finished(asked.name, asked.request, _code(outcome).name, began, outcome.message)
-        return outcome
+            return Outcome(code.value[0], message)
+
+    def _finished(self, asked: Asked, began: float, outcome: Outcome) -> None:
+        code = _code(outcome).name
+        self._journal.finished(asked.name, asked.request, code, began, outcome.message)
 
 
 class ControllerServer:
@@ -176,7 +187,9 @@ class ControllerServer:
         return None if self._shown is self._certificates.current else self._configuration()
 
 
-_END = Outcome(0, "end of the stream")
+_END = Outcome(0)
+# What gRPC itself answers to a request that does not parse.
+_UNREADABLE = Outcome(grpc.StatusCode.INTERNAL.value[0], "the request cannot be parsed")
 
 
 async def _told(outcome: Outcome, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
@@ -193,11 +206,6 @@ async def _next(messages: AsyncIterator[bytes]) -> Outcome:
         return _END
     except StreamEnded as ended:
         return ended.outcome
-
-
-async def _no_messages() -> AsyncGenerator[bytes]:
-    return
-    yield b""
 
 
 def _asked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from csi_driver.backends.directory import QuotaKind
 from csi_driver.domain import sizes
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.model import AccessType, Provisioning, QuotaPolicy, VolumeParameters, VolumeType
@@ -42,4 +43,7 @@ def _grantable(pool: Pool, values: VolumeParameters) -> int:
         # Nothing is promised to such a volume; what it could fill now is the honest answer.
         space = pool.ledger.space()
         return max(0, space.available_bytes - pool.ledger.reserve_bytes(space))
+    if values.volume_type is VolumeType.DIRECTORY and pool.quota is QuotaKind.NONE:
+        # Refused, whatever its size: the filesystem enforces none.
+        return 0
     return pool.ledger.grantable_bytes(pool.overcommit, thick=values.provisioning is Provisioning.THICK)

@@ -98,7 +98,8 @@ class Ledger:
         """The largest volume that would be granted now, a multiple of 4096; never more than that."""
         usable = self._usable_bytes()
         # More room than was measured: discarded by a volume, or freed by a stranger. Only a measurement tells.
-        if usable < self._worst_bytes or usable + self._own_bytes > self._room_bytes:
+        is_due = usable + self._own_bytes > self._room_bytes or (math.isinf(self._room_bytes) and self._own_bytes)
+        if usable < self._worst_bytes or is_due:
             self.measure()
         with self._lock:
             return max(0, self._grantable(overcommit, thick) // BLOCK_BYTES * BLOCK_BYTES)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from csi_driver.linux import filesystem_options, ioctl, process, statfs
-from csi_driver.linux.filesystem_options import MountOptions, Rule, check_mount_options, flag_names
+from csi_driver.linux.filesystem_options import MountOptions, Rule, check_mount_options, flag_names, is_known_flag
 
 __all__ = [
     "FILESYSTEMS",
@@ -29,6 +29,7 @@ __all__ = [
     "flag_names",
     "get_ext4_uuid",
     "identify",
+    "is_known_flag",
     "make",
     "parse_mkfs_options",
     "set_ext4_uuid",

@@ -357,6 +357,11 @@ def _mkfs_pairs(filesystem: str, text: str) -> Iterator[tuple[str, str | None]]:
             yield word, next(words, None)
 
 
+def is_known_flag(name: str) -> bool:
+    """Whether some filesystem allows a mount flag of this name."""
+    return name in ATTRIBUTES or any(name in rules for rules in MOUNT_OPTIONS.values())
+
+
 def flag_names(flags: Sequence[str]) -> str:
     """The flags for a message: up to the first `=`, since a value may be confidential."""
     return " ".join(flag.partition("=")[0] for flag in flags)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 
-from csi_driver.errors import InvalidField
+from csi_driver.errors import HostvolError, InvalidField
 from csi_driver.metrics import CONTENT_TYPE, Metrics
 
 _TEXT = "text/plain; charset=utf-8"
@@ -63,6 +63,14 @@ class _ListenerV6(_Listener):
     address_family = socket.AF_INET6
 
 
+def _exposition(metrics: Metrics) -> tuple[HTTPStatus, str, bytes]:
+    try:
+        return HTTPStatus.OK, CONTENT_TYPE, metrics.exposition()
+    except (HostvolError, OSError) as cause:
+        # A pool whose disk hangs or fails.
+        return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{cause}\n".encode()
+
+
 def _handler(metrics: Metrics, is_ready: Callable[[], bool]) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = _TIMEOUT_SECONDS
@@ -72,7 +80,7 @@ def _handler(metrics: Metrics, is_ready: Callable[[], bool]) -> type[http.server
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/metrics":
-                self._answer(HTTPStatus.OK, CONTENT_TYPE, metrics.exposition())
+                self._answer(*_exposition(metrics))
             elif path == "/healthz":
                 self._answer(HTTPStatus.OK, _TEXT, b"ok\n")
             elif path == "/readyz":

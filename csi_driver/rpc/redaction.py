@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from csi_driver.linux import filesystem
 from csi_driver.pb import csi_pb2
 
 REDACTED = "***"
@@ -59,9 +60,9 @@ def _shown_one(field: FieldDescriptor, value: Any) -> Any:
 
 
 def _shown_flag(flag: str) -> str:
-    # The protocol: mount_flags may hold confidential values.
+    # The protocol: mount_flags may hold something confidential.
     name, equals, _ = flag.partition("=")
-    return f"{name}{equals}{REDACTED if equals else ''}"
+    return f"{name if filesystem.is_known_flag(name) else REDACTED}{equals}{REDACTED if equals else ''}"
 
 
 def _shown_map(pairs: Mapping[str, Any]) -> dict[str, Any]:

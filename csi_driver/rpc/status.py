@@ -12,7 +12,7 @@ from typing import Final
 
 import grpc
 
-from csi_driver import errors
+from csi_driver import errors, logs
 
 CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
@@ -68,6 +68,10 @@ def code_of(error: Exception) -> grpc.StatusCode:
 
 def message_of(error: Exception) -> str:
     """The sentence for the caller; an unforeseen failure shows its kind, and not its text, which may hold anything."""
+    return logs.one_line(_text_of(error))
+
+
+def _text_of(error: Exception) -> str:
     if isinstance(error, errors.HostvolError):
         return str(error)
     if isinstance(error, OSError):

@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -23,7 +24,7 @@ import pytest
 
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import Cluster, Controller, anywhere, capacity_request, on, topology, until
+from tests.cluster.cluster import Cluster, Controller, anywhere, capacity_request, free_port, on, topology, until
 from tests.harness import GIB, Failure, create_request, run
 
 Code = grpc.StatusCode
@@ -141,8 +142,11 @@ def test_a_node_that_is_frozen_disturbs_nobody_else(cluster: Cluster) -> None:
         until(lambda: code(controller, "DeleteVolume", volume_id=held, timeout=3) is Code.UNAVAILABLE, 40)
     finally:
         os.kill(pid, signal.SIGCONT)
+    # The calls that it was sent meanwhile may be served now that it wakes: their callers were told to repeat them.
     cluster.wait_attached("node-a")
-    assert cluster.controller.call("ControllerGetVolume", volume_id=held)
+    controller.call("DeleteVolume", volume_id=held)
+    assert held not in controller.volumes()
+    assert len(controller.volumes()) == 20
 
 
 def test_a_killed_router_finds_everything_again(cluster: Cluster) -> None:
@@ -213,12 +217,24 @@ def test_an_id_that_no_node_can_have_made(cluster: Cluster) -> None:
     assert code(cluster.controller, "DeleteVolume", volume_id=f"vol-{'0' * 16}-1") is Code.OK
 
 
-def test_the_same_name_on_two_nodes_is_counted(empty_cluster: Cluster) -> None:
-    controller = empty_cluster.add_controller("127.0.0.1", "--http-address=127.0.0.1:0")
+def test_what_an_operator_must_know_is_in_the_metrics(empty_cluster: Cluster) -> None:
+    port = free_port()
+    controller = empty_cluster.add_controller("127.0.0.1", f"--http-address=127.0.0.1:{port}")
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
     for name in ("node-a", "node-b"):
         empty_cluster.add_node(name).call("CreateVolume", anywhere("moved"))
     until(lambda: len(controller.volumes()) == 2)
     assert "the name 'moved' is held by two nodes" in controller.log()
+    assert (metric("hostvol_router_nodes"), metric("hostvol_router_volumes")) == (2, 2)
+    assert metric("hostvol_router_duplicate_names") == 1
+    assert controller.call("DeleteVolume", volume_id=f"vol-{'0' * 16}-1") is not None
+    assert metric("hostvol_router_deleted_on_gone_nodes_total") == 1
+    assert metric("hostvol_router_refused_streams_total") == 0
 
 
 def test_a_create_goes_on_when_its_caller_gives_up_and_its_repetition_joins(cluster: Cluster) -> None:

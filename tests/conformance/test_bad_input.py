@@ -23,6 +23,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
+from csi_driver.errors import InvalidField
 from csi_driver.pb import csi_pb2
 from csi_driver.rpc import limits
 from tests.conformance.probing import SPEC_METHODS, refused, request_of, traces, what_exists
@@ -633,7 +634,7 @@ def test_a_mount_flag_that_is_not_on_the_list_is_refused_and_nothing_is_mounted(
 
 # Ids
 
-TAKES_ID = {
+TAKES_ID: dict[str, dict[str, Any]] = {
     "DeleteVolume": {},
     "ControllerGetVolume": {},
     "ValidateVolumeCapabilities": {"volume_capabilities": [capability()]},
@@ -879,7 +880,7 @@ def test_bytes_that_are_no_request_are_refused_and_the_driver_goes_on(given: Giv
     with grpc.insecure_channel(
         f"unix:{given.driver.socket_path}", [("grpc.default_authority", "localhost")]
     ) as channel:
-        call = channel.unary_unary("/csi.v1.Controller/CreateVolume")
+        call: Any = channel.unary_unary("/csi.v1.Controller/CreateVolume")
         with pytest.raises(grpc.RpcError) as caught:
             call(content, timeout=10)
     error: Any = caught.value
@@ -894,9 +895,8 @@ def test_fields_of_the_future_are_ignored(given: Given) -> None:
     with grpc.insecure_channel(
         f"unix:{given.driver.socket_path}", [("grpc.default_authority", "localhost")]
     ) as channel:
-        answer = csi_pb2.CreateVolumeResponse.FromString(
-            channel.unary_unary("/csi.v1.Controller/CreateVolume")(request)
-        )
+        call: Any = channel.unary_unary("/csi.v1.Controller/CreateVolume")
+        answer = csi_pb2.CreateVolumeResponse.FromString(call(request))
     given.driver.call("DeleteVolume", volume_id=answer.volume.volume_id)
 
 
@@ -945,7 +945,7 @@ def test_every_string_of_every_request_has_the_limit_of_the_protocol(method: str
     limits.check_limits(request)
     request = request_of(method)
     put(request, path, "x" * (limit + 1))
-    with pytest.raises(limits.InvalidField, match=rf"{path}: '{limit + 1} bytes' .* at most {limit} bytes"):
+    with pytest.raises(InvalidField, match=rf"{path}: '{limit + 1} bytes' .* at most {limit} bytes"):
         limits.check_limits(request)
 
 

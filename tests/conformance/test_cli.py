@@ -9,18 +9,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 
-from csi_driver.app import cli
+from csi_driver.app import cli, main
 from tests.harness import MIB, Driver, run
 
 
@@ -32,11 +35,34 @@ def private_run() -> Iterator[None]:
     run("umount", "/run")
 
 
-def hostvol(*arguments: str | bytes, answer: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    command = [sys.executable, "-m", "csi_driver", *arguments]
-    return subprocess.run(
-        command,
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def hostvol(*arguments: str | bytes, answer: str = "", **environment: str) -> Done:
+    """Run the command as its entry point does, in this process: a new one costs half a second each."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.StringIO(answer))
+        patch.setattr(sys, "argv", ["hostvol"])
+        for name, value in {"COLUMNS": "120", **environment}.items():
+            patch.setenv(name, value)
+        try:
+            main([os.fsdecode(argument) for argument in arguments])
+        except SystemExit as ended:
+            return Done(int(ended.code or 0), out.getvalue(), err.getvalue())
+    return Done(0, out.getvalue(), err.getvalue())
+
+
+def hostvol_process(*arguments: str | bytes, answer: str = "", **environment: str) -> Done:
+    """Run the command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "csi_driver", *arguments],
         check=False,
         input=answer,
         capture_output=True,
@@ -44,17 +70,23 @@ def hostvol(*arguments: str | bytes, answer: str = "", **environment: str) -> su
         timeout=60,
         env={**os.environ, "COLUMNS": "120", **environment},
     )
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def succeeded(driver: Driver, *arguments: str) -> str:
-    done = hostvol(*arguments, CSI_ENDPOINT=driver.endpoint)
+Run = Callable[..., Done]
+
+
+def succeeded(driver: Driver, *arguments: str, run: Run = hostvol) -> str:
+    done = run(*arguments, CSI_ENDPOINT=driver.endpoint)
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
 
-def failed(code: int, *words: str, arguments: tuple[str | bytes, ...], endpoint: str = "unix:///no/driver") -> str:
+def failed(
+    code: int, *words: str, arguments: tuple[str | bytes, ...], endpoint: str = "unix:///no/driver", run: Run = hostvol
+) -> str:
     """The command fails with this code and one sentence on stderr that has these words."""
-    done = hostvol(*arguments, CSI_ENDPOINT=endpoint)
+    done = run(*arguments, CSI_ENDPOINT=endpoint)
     assert done.returncode == code, done
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -92,7 +124,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 
 def test_the_version_is_the_one_that_the_driver_tells(driver: Driver) -> None:
-    assert driver.call("GetPluginInfo").vendor_version in succeeded(driver, "--version")
+    assert driver.call("GetPluginInfo").vendor_version in succeeded(driver, "--version", run=hostvol_process)
 
 
 # Round trips
@@ -106,6 +138,20 @@ KINDS = {
     "block": ("--block", "-p", "blockSize=512"),
     "mkfs options": ("-p", "mkfsOptions=-m 1 -L data"),
 }
+
+
+def test_a_volume_goes_round_in_processes_of_their_own(driver: Driver, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    for arguments in (
+        ("create", "data", "--size", "16MiB"),
+        ("list",),
+        ("show", "data"),
+        ("mount", "data", target),
+        ("umount", "data", target),
+        ("delete", "data", "--yes"),
+    ):
+        assert succeeded(driver, "volume", *arguments, run=hostvol_process)
+    assert (driver.mounts(), driver.loops(), driver.files()) == ([], [], [])
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
@@ -212,6 +258,15 @@ def test_without_a_driver_a_command_says_how_to_start_one(arguments: tuple[str, 
     failed(1, f"{tmp_path}/csi.sock", "hostvol node", "--endpoint", arguments=arguments, endpoint=nowhere)
 
 
+@pytest.mark.parametrize(
+    ("code", "arguments"), [(1, ("volume", "list")), (1, ("volume", "create", b"\xff")), (2, ("volume", "resize"))]
+)
+def test_a_process_of_its_own_ends_with_the_code_and_no_traceback(
+    code: int, arguments: tuple[str | bytes, ...], tmp_path: Path
+) -> None:
+    failed(code, arguments=arguments, endpoint=f"unix://{tmp_path}/csi.sock", run=hostvol_process)
+
+
 REFUSED: dict[str, tuple[tuple[str | bytes, ...], tuple[str, ...]]] = {
     "an unknown volume": (("volume", "show", "nobody"), ("'nobody'", "hostvol volume list")),
     "to delete an unknown volume": (("volume", "delete", "nobody", "--yes"), ("'nobody'", "hostvol volume list")),
@@ -272,7 +327,9 @@ def test_what_is_refused_is_refused_in_one_sentence(
     driver: Driver, tmp_path: Path, arguments: tuple[str | bytes, ...], words: tuple[str, ...]
 ) -> None:
     filled = tuple(one.replace("{tmp}", str(tmp_path)) if isinstance(one, str) else one for one in arguments)
-    failed(1, *words, arguments=filled, endpoint=driver.endpoint)
+    # A node takes over the process's signals and its log.
+    run_it = hostvol_process if arguments[0] == "node" else hostvol
+    failed(1, *words, arguments=filled, endpoint=driver.endpoint, run=run_it)
     assert driver.files() == []
 
 
@@ -308,7 +365,8 @@ MISSPELLED: dict[str, tuple[tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize(("arguments", "word"), MISSPELLED.values(), ids=MISSPELLED)
 def test_what_is_misspelled_is_explained(driver: Driver, arguments: tuple[str, ...], word: str) -> None:
-    failed(2, word, "--help", arguments=arguments, endpoint=driver.endpoint)
+    run_it = hostvol_process if arguments[0] == "node" else hostvol
+    failed(2, word, "--help", arguments=arguments, endpoint=driver.endpoint, run=run_it)
     assert driver.files() == []
 
 

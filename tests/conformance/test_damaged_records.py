@@ -157,7 +157,12 @@ DAMAGES: dict[str, Damage] = {
     "a directory that is a link": directory_linked_elsewhere,
     "a directory that is a file": directory_replaced_by_a_file,
 }
-STRANGERS = {"lost+found": Path.mkdir, ".hidden": Path.touch, "vol-x y\nz": Path.mkdir, "UPPER": Path.mkdir}
+STRANGERS: dict[str, Damage] = {
+    "lost+found": Path.mkdir,
+    ".hidden": Path.touch,
+    "vol-x y\nz": Path.mkdir,
+    "UPPER": Path.mkdir,
+}
 
 
 @dataclass
@@ -168,7 +173,7 @@ class Patients:
     port: int
     damaged: dict[str, str]
     healthy: list[Workload] = field(default_factory=list)
-    before: dict[str, object] = field(default_factory=dict)
+    before: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +197,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patients]:
         damage(volumes / damaged[name] / records.RECORD)
     for name, make in STRANGERS.items():
         make(volumes / name)
-    before = dict(what_exists(where / "pool" / "volumes", *where.glob("outside-*")))
+    before = what_exists(where / "pool" / "volumes", *where.glob("outside-*"))
     (driver.home / "log").unlink()
     driver.start()
     found = re.search(r"metrics and health on port (\d+)", driver.log())
@@ -203,7 +208,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patients]:
     assert "unforeseen" not in driver.log(), driver.log()
 
 
-CALLS = {
+CALLS: dict[str, dict[str, Any]] = {
     "ControllerGetVolume": {},
     "DeleteVolume": {},
     "ValidateVolumeCapabilities": {"volume_capabilities": [capability()]},

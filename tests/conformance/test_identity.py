@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -150,10 +151,9 @@ def test_the_node_has_an_id_and_the_topology_that_its_volumes_have(driver: Drive
 def test_an_error_has_a_message_and_no_details(driver: Driver, method: str) -> None:
     with pytest.raises(Failure) as failure:
         driver.call(method)
-    cause = failure.value.__cause__
+    cause: Any = failure.value.__cause__
     assert isinstance(cause, grpc.RpcError)
-    trailing = dict(cause.trailing_metadata() or ())  # type: ignore[attr-defined]
-    assert "grpc-status-details-bin" not in trailing
+    assert "grpc-status-details-bin" not in dict(cause.trailing_metadata() or ())
     assert_readable(failure.value.details)
 
 

@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def with_mode(workload: Workload, mode: str) -> Workload:
 
 # The tables
 
-OTHER_ARGUMENTS = {
+OTHER_ARGUMENTS: dict[str, Callable[[Any], object]] = {
     "readonly": lambda request: setattr(request, "readonly", not request.readonly),
     "access mode": lambda request: request.volume_capability.access_mode.CopyFrom(
         Mode(

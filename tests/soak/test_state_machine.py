@@ -37,7 +37,7 @@ from csi_driver.pb import csi_pb2
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, capability, create_request
 from tests.soak.observing import assert_nothing_remains, mount_table
 
-EXAMPLES = int(os.environ.get("HOSTVOL_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("HOSTVOL_EXAMPLES", "40"))
 STEPS = int(os.environ.get("HOSTVOL_STEPS", "40"))
 SEED = int(os.environ.get("HOSTVOL_SEED", "0"))
 
