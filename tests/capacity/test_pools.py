@@ -296,9 +296,7 @@ def test_pool_init_refuses_what_is_no_directory(tmp_path: Path) -> None:
 def create(driver: Driver, name: str, required: int = 0, limit: int = 0, **kind: object) -> int:
     """Create, look at what is there, delete; returns the capacity that was answered."""
     asked = capability(block=bool(kind.get("block")), fs_type=str(kind.get("fs_type", "")))
-    request = create_request(
-        name, required, limit, volume_capabilities=[asked], parameters=kind.get("parameters", {})
-    )
+    request = create_request(name, required, limit, volume_capabilities=[asked], parameters=kind.get("parameters", {}))
     volume = driver.call("CreateVolume", request).volume
     image = driver.pool / "volumes" / volume.volume_id / "disk.img"
     if image.exists():
@@ -345,9 +343,7 @@ def test_a_filesystem_has_at_least_what_it_needs_and_can_be_used_then(
     workload.down()
 
 
-@pytest.mark.parametrize(
-    ("required", "limit"), [(4097, 4097), (1, 4095), (0, 4095), (0, 1), (4095, 4095)]
-)
+@pytest.mark.parametrize(("required", "limit"), [(4097, 4097), (1, 4095), (0, 4095), (0, 1), (4095, 4095)])
 def test_a_limit_below_whole_blocks_is_out_of_range(driver: Driver, required: int, limit: int) -> None:
     with pytest.raises(Failure, match="limit_bytes") as failure:
         create(driver, "volume", required, limit, block=True)
@@ -368,9 +364,7 @@ def test_a_limit_below_whole_blocks_is_out_of_range(driver: Driver, required: in
     ],
     ids=["block", "ext4", "xfs", "btrfs", "thick", "directory"],
 )
-def test_a_huge_volume_is_refused_and_leaves_nothing(
-    driver: Driver, required: int, kind: dict[str, object]
-) -> None:
+def test_a_huge_volume_is_refused_and_leaves_nothing(driver: Driver, required: int, kind: dict[str, object]) -> None:
     with pytest.raises(Failure) as failure:
         create(driver, "huge", required, **kind)
     assert failure.value.code in (Code.OUT_OF_RANGE, Code.RESOURCE_EXHAUSTED)
@@ -378,9 +372,7 @@ def test_a_huge_volume_is_refused_and_leaves_nothing(
     assert driver.call("Probe").ready.value
 
 
-@pytest.mark.parametrize(
-    ("required", "limit"), [(-1, 0), (0, -1), (-LARGEST - 1, 0), (2, 1), (LARGEST, LARGEST - 1)]
-)
+@pytest.mark.parametrize(("required", "limit"), [(-1, 0), (0, -1), (-LARGEST - 1, 0), (2, 1), (LARGEST, LARGEST - 1)])
 def test_a_range_that_is_none_is_invalid(driver: Driver, required: int, limit: int) -> None:
     with pytest.raises(Failure, match="capacity_range") as failure:
         create(driver, "volume", required, limit, block=True)

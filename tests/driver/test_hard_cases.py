@@ -146,17 +146,18 @@ def test_a_full_pool_is_opened_and_can_be_emptied(fs_type: str, make_pool: MakeP
     life.create()
     driver.stop()
     assert full.mount_point is not None
-    fill(full.mount_point / "stranger")
+    # The last 4 KiB of a btrfs may cost it its metadata, and then it turns read-only.
+    fill(full.mount_point / "stranger", (MIB,) if fs_type == "btrfs" else (MIB, 4096))
     driver.start()
     assert driver.code("CreateVolume", create_request("other", 16 * MIB)) is Code.OK
     life.delete()
     os.unlink(full.mount_point / "stranger")
 
 
-def fill(path: Path) -> None:
+def fill(path: Path, pieces: tuple[int, ...]) -> None:
     """Write until there is no space, in ever smaller pieces."""
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
-    for size in (MIB, 4096):
+    for size in pieces:
         try:
             while True:
                 os.write(descriptor, b"\xa5" * size)
