@@ -45,8 +45,6 @@ DEFAULT_CONTROLLER_TOKEN = "/var/run/secrets/hostvol/token"  # noqa: S105 - the 
 _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Kubernetes accepts as the value of a node's topology label.
 _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-# Spec: with `topology.` before it, it is the prefix of a topology key, which is lower-case and has at most 63.
-_DRIVER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,52}[a-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
 _LISTEN_SECONDS = 1.0
 _FORWARDED_SERVICES = ("csi.v1.Controller", "csi.v1.GroupController", "csi.v1.SnapshotMetadata")
@@ -110,8 +108,7 @@ def node_config(asked: dict[str, Any]) -> NodeConfig:
         raise InvalidField("pool", " ".join(names), "every name once")
     if not _NODE_ID.fullmatch(asked["node_id"]):
         raise InvalidField("node-id", asked["node_id"], "1 to 63 letters, digits, '.', '_' and '-'")
-    if not _DRIVER_NAME.fullmatch(asked["driver_name"]):
-        raise InvalidField("driver-name", asked["driver_name"], "1 to 54 lower-case letters, digits, '.' and '-'")
+    options.check_driver_name(asked["driver_name"])
     return NodeConfig(
         endpoint=asked["endpoint"],
         node_id=asked["node_id"],

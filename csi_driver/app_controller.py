@@ -59,6 +59,7 @@ def controller_config(asked: dict[str, Any]) -> ControllerConfig:
     _, colon, port = asked["listen"].rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise InvalidField("listen", asked["listen"], "ADDRESS:PORT, for example [::]:9809")
+    options.check_driver_name(asked["driver_name"])
     namespace = asked["namespace"] or _own_namespace()
     return ControllerConfig(
         endpoint=asked["endpoint"],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from csi_driver.errors import InvalidField
 from csi_driver.model import DEFAULT_DRIVER_NAME
 
 DEFAULT_ENDPOINT = "unix:///run/hostvol/csi.sock"
 
 Command = Callable[..., Any]
+# Spec: with `topology.` before it, it is the prefix of a topology key, which is lower-case and has at most 63.
+_DRIVER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,52}[a-z0-9])?")
 
 
 def endpoint(command: Command) -> Command:
@@ -87,3 +91,12 @@ _SERVING = (
         help="How long a SIGTERM waits for what runs.",
     ),
 )
+
+
+def check_driver_name(name: str) -> None:
+    """Refuse a name that cannot be part of a topology key (spec: GetPluginInfoResponse.name, Topology.segments).
+
+    Raises: InvalidField.
+    """
+    if not _DRIVER_NAME.fullmatch(name):
+        raise InvalidField("driver-name", name, "1 to 54 lower-case letters, digits, '.' and '-'")

@@ -26,7 +26,7 @@ def unpublish(pools: Pools, volume_id: str, target_path: str) -> None:
     """
     with TargetPath.if_parent_exists(target_path, "target_path", pools) as target:
         if target is not None:
-            _unmount(volume_id, target)
+            _unmount(volume_id, _devices(volume_id), target)
             target.remove()
 
 
@@ -35,10 +35,11 @@ def unstage(pools: Pools, volume_id: str, staging_target_path: str) -> None:
 
     Raises: TargetOccupied when something else is there; VolumeInUse while it is mounted elsewhere; OSError.
     """
+    devices = _devices(volume_id)
     with TargetPath.if_parent_exists(staging_target_path, "staging_target_path", pools) as target:
         if target is not None:
-            _unmount(volume_id, target)
-    elsewhere = [entry.target for entry in mountinfo.read_mounts() if _is_of(volume_id, entry)]
+            _unmount(volume_id, devices, target)
+    elsewhere = [entry.target for entry in mountinfo.read_mounts() if _is_of(volume_id, devices, entry)]
     if elsewhere:
         raise VolumeInUse(volume_id, f"still published at {', '.join(elsewhere)}; unpublish it first")
     for number, path in _devices(volume_id).items():
@@ -46,18 +47,18 @@ def unstage(pools: Pools, volume_id: str, staging_target_path: str) -> None:
         loop.detach(number, device=image.st_dev, inode=image.st_ino)
 
 
-def _unmount(volume_id: str, target: TargetPath) -> None:
+def _unmount(volume_id: str, devices: dict[int, str], target: TargetPath) -> None:
     needle = mountinfo.target_needle(target.path)
     for entry in [entry for entry in mountinfo.read_mounts(needle) if entry.target == target.path]:
-        if not _is_of(volume_id, entry):
+        if not _is_of(volume_id, devices, entry):
             raise TargetOccupied(target.field, target.path, f"what is mounted there is not {volume_id}")
         target.unmount_patiently(_PATIENCE_SECONDS)
 
 
-def _is_of(volume_id: str, entry: mountinfo.MountEntry) -> bool:
+def _is_of(volume_id: str, devices: dict[int, str], entry: mountinfo.MountEntry) -> bool:
     if entry.root.endswith(f"/{VOLUMES}/{volume_id}/{DATA}"):
         return True
-    paths = {loop.device_path(number) for number in _devices(volume_id)}
+    paths = {loop.device_path(number) for number in devices}
     return entry.source in paths or f"/dev{entry.root}" in paths
 
 

@@ -391,11 +391,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self._time, ledger_module.time = ledger_module.time, self.clock  # type: ignore[assignment]
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(ledger_module, "time", self.clock)
         self.books = Books(4 * GIB)
 
     def teardown(self) -> None:
-        ledger_module.time = self._time
+        self._patch.undo()
 
     @rule(target=volumes, part=st.integers(1, 100), thick=st.booleans())
     def create_a_part_of_what_is_grantable(self, part: int, thick: bool) -> Volume:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -364,7 +365,7 @@ def test_a_limit_below_whole_blocks_is_out_of_range(driver: Driver, required: in
     ],
     ids=["block", "ext4", "xfs", "btrfs", "thick", "directory"],
 )
-def test_a_huge_volume_is_refused_and_leaves_nothing(driver: Driver, required: int, kind: dict[str, object]) -> None:
+def test_a_huge_volume_is_refused_and_leaves_nothing(driver: Driver, required: int, kind: dict[str, Any]) -> None:
     with pytest.raises(Failure) as failure:
         create(driver, "huge", required, **kind)
     assert failure.value.code in (Code.OUT_OF_RANGE, Code.RESOURCE_EXHAUSTED)

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from csi_driver.pb import csi_pb2
@@ -152,8 +151,7 @@ def test_an_error_has_a_message_and_no_details(driver: Driver, method: str) -> N
     with pytest.raises(Failure) as failure:
         driver.call(method)
     cause: Any = failure.value.__cause__
-    assert isinstance(cause, grpc.RpcError)
-    assert "grpc-status-details-bin" not in dict(cause.trailing_metadata() or ())
+    assert "grpc-status-details-bin" not in [key for key, _ in cause.trailing_metadata() or ()]
     assert_readable(failure.value.details)
 
 

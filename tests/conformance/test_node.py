@@ -382,7 +382,7 @@ def test_a_read_only_filesystem_takes_no_write(driver: Driver, kind: str, how: s
         asked = with_mode(workload, how) if how.startswith("SINGLE") else workload
         asked = dataclasses.replace(asked, flags=["ro"]) if how == "ro" else asked
         target = asked.publish(1, readonly=how == "readonly")
-        attempts = [
+        attempts: list[Callable[[], object]] = [
             lambda: Path(target, "greeting").write_text("changed"),
             lambda: Path(target, "new").touch(),
             lambda: os.mkdir(f"{target}/directory"),

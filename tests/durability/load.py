@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import random
 import threading
@@ -49,9 +48,7 @@ class Book:
 
     def snapshot(self) -> Book:
         with self._lock:
-            copied = Book(*(copy.copy(part) for part in (self.alive, self.gone, self.creating, self.deleting)))
-            copied.written = dict(self.written)
-            return copied
+            return Book(dict(self.alive), dict(self.gone), dict(self.creating), dict(self.deleting), dict(self.written))
 
     @contextlib.contextmanager
     def edit(self) -> Iterator[Book]:
