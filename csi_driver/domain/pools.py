@@ -24,8 +24,8 @@ from csi_driver.store import pool as pool_store
 from csi_driver.store.pool import PoolDirectory, PoolIdentity
 from csi_driver.store.runtime import RuntimeDirectory
 
-# Half of the threads that serve mutating calls, and half of those for statistics (rpc.server).
-_SLOTS = 128
+# Of 512 threads that serve mutating calls, and of 64 for statistics (rpc.server): what a pool that hangs may hold.
+_SLOTS = 96
 _QUESTIONS = 32
 
 
@@ -136,6 +136,12 @@ class Pool:
             yield
         finally:
             places.release()
+
+    def settle_space(self) -> None:
+        """Make what was given back count: templates are a cache, and btrfs frees what was deleted when it commits."""
+        self.images.drop_templates()
+        if btrfs.is_btrfs(self.store.root_fd):
+            btrfs.commit(self.store.root_fd)
 
     def clear_later(self, room_fd: int, name: str) -> None:
         """The remains of an operation could not be cleared; the pool's keeper tries again."""

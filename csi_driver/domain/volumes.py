@@ -119,8 +119,7 @@ class Volumes:
         try:
             pool.ledger.admit(volume, pool.overcommit)
         except InsufficientCapacity:
-            # Templates are a cache: their space belongs to whoever needs it.
-            pool.images.drop_templates()
+            pool.settle_space()
             pool.ledger.admit(volume, pool.overcommit)
 
     def _build(self, pool: Pool, volume: Volume) -> None:

@@ -46,6 +46,7 @@ BTRFS_IOC_INO_LOOKUP: Final = iowr(_MAGIC, 18, INO_LOOKUP.size)
 
 # struct btrfs_ioctl_quota_ctl_args: cmd, status
 QUOTA_CTL: Final = struct.Struct("=QQ")
+BTRFS_IOC_SYNC: Final = io(_MAGIC, 8)
 BTRFS_IOC_QUOTA_CTL: Final = iowr(_MAGIC, 40, QUOTA_CTL.size)
 _QUOTA_CTL_ENABLE: Final = 1
 _QUOTA_RESCAN_BYTES: Final = 64  # struct btrfs_ioctl_quota_rescan_args, all zero
@@ -347,6 +348,15 @@ def space_infos(fd: int) -> list[SpaceInfo]:
     given = min(SPACE_ARGS.unpack_from(answer)[1], count)
     items = memoryview(answer)[SPACE_ARGS.size : SPACE_ARGS.size + given * SPACE_INFO.size]
     return [SpaceInfo(*item) for item in SPACE_INFO.iter_unpack(items)]
+
+
+def commit(fd: int) -> None:
+    """Commit the running transaction of the filesystem, and wait: the space of what was deleted is free afterwards.
+
+    Raises:
+        OSError: EROFS, EIO.
+    """
+    exchange(fd, BTRFS_IOC_SYNC, bytearray(8))
 
 
 def filesystem_uuid(fd: int) -> str:

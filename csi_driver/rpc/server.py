@@ -44,7 +44,7 @@ class NodeServer:
         endpoint.clear_stale(self.path)
         self._instant = ThreadPoolExecutor(4, thread_name_prefix="instant")
         self._statistics = ThreadPoolExecutor(64, thread_name_prefix="statistics")
-        self._mutations = ThreadPoolExecutor(256, thread_name_prefix="mutation")
+        self._mutations = ThreadPoolExecutor(512, thread_name_prefix="mutation")
         self._server = grpc.server(self._mutations, options=_OPTIONS)
         self._edge = Edge(metrics)
         self._register(self._edge, node)

@@ -8,6 +8,7 @@
 - Looking at volumes never makes them busy; many sizes at once never lose a template.
 - A volume whose image is missing can be deleted; one whose record is damaged costs no memory.
 - A pool is locked by its directory, and one that holds volumes is never given a new identity.
+- Space that was just given back counts before a create is refused.
 - A volume is deleted while it is staged, and the unstage that comes later is content.
 """
 
@@ -324,3 +325,14 @@ def test_a_workload_on_a_volume_whose_record_is_damaged_can_end(driver: Driver, 
     assert polled(lambda: loop_of(life.volume_id) is None)
     assert record.exists()
     assert driver.code("CreateVolume", create_request("ending")) is Code.FAILED_PRECONDITION
+
+
+def test_what_was_deleted_counts_before_a_create_is_refused(make_pool: MakePool, make_driver: MakeDriver) -> None:
+    driver = make_driver(make_pool("btrfs", size_bytes=1024 * MIB))
+    room = driver.call("GetCapacity").available_capacity
+    for turn in range(3):
+        life = Workload(
+            driver, f"large-{turn}", block=True, size_bytes=room - 8 * MIB, parameters={"provisioning": "thick"}
+        )
+        life.create()
+        life.delete()
