@@ -29,6 +29,7 @@ from csi_driver.store.runtime import RuntimeState
 
 _log = logging.getLogger("hostvol.startup")
 _OPEN_SECONDS = 15.0
+_HEAD_START_SECONDS = 0.2
 _TRY_AGAIN_SECONDS = 10.0
 _TEND_SECONDS = 60.0
 _STOP_SECONDS = 5.0
@@ -65,6 +66,8 @@ class Startup:
         ends = time.monotonic() + _OPEN_SECONDS
         for keeper in self._keepers:
             keeper.start()
+            # In their order where nothing hangs: of two names for one directory the first is served.
+            keeper.settled.wait(_HEAD_START_SECONDS)
         for keeper in self._keepers:
             keeper.settled.wait(max(0.0, ends - time.monotonic()))
         refusals = [keeper.refusal for keeper in self._keepers if keeper.refusal is not None]

@@ -442,13 +442,14 @@ def test_hostvol_pool_list_agrees_with_df(fs_type: str, make_small: MakePool, ma
     row = pool_list(driver)
     size, free = (int(number) for number in run("df", "-B1", "--output=size,avail", str(place.mount_point)).split()[2:])
     assert int(str(row["size_bytes"])) == size
-    # Of a btrfs, df does not count what metadata will take; the driver asks, and keeps to the safe side.
-    assert free * (0.7 if fs_type == "btrfs" else 1) <= int(str(row["available_bytes"])) <= free
+    # Of a btrfs, df does not count what metadata will take; the driver asks, and keeps to the safe side. XFS frees what
+    # was unlinked in the background, so two looks differ by some blocks.
+    assert free * (0.7 if fs_type == "btrfs" else 1) - MIB <= int(str(row["available_bytes"])) <= free + MIB
     assert int(str(row["promised_bytes"])) == 100 * MIB
     assert abs(int(str(row["grantable_bytes"])) - grantable(driver)) < MIB
     assert int(str(row["volume_count"])) == 2
     usable = int(str(row["available_bytes"])) - int(str(row["reserve_bytes"]))
-    assert usable - 100 * MIB - 4096 < int(str(row["grantable_bytes"])) <= usable - 100 * MIB
+    assert abs(int(str(row["grantable_bytes"])) - (usable - 100 * MIB)) < MIB
 
 
 def pool_list(driver: Driver) -> dict[str, object]:
