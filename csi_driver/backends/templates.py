@@ -21,7 +21,6 @@ from csi_driver.store.pool import TEMPLATES, PoolDirectory
 
 _KEPT = 16
 _SUFFIX_NEW = ".new"
-_FORMAT_SECONDS = 900.0
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
