@@ -5,6 +5,7 @@ The only module that knows every layer.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ from csi_driver.model import PoolName
 
 if TYPE_CHECKING:
     from csi_driver.cluster.link import Link
+    from csi_driver.rpc.registration import Registration
     from csi_driver.rpc.server import NodeServer
 
 _log = logging.getLogger("hostvol.node")
@@ -46,6 +48,7 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Kubernetes accepts as the value of a node's topology label.
 _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
+_POOL_FORM = "NAME=DIR[,overcommit=N][,init=true]"
 _LISTEN_SECONDS = 1.0
 _FORWARDED_SERVICES = ("csi.v1.Controller", "csi.v1.GroupController", "csi.v1.SnapshotMetadata")
 
@@ -58,33 +61,33 @@ class NodeConfig:
     node_id: str
     driver_name: str
     pools: tuple[PoolOptions, ...]
-    init_pools: bool
     state_dir: str
     http_address: str
     shutdown_seconds: float
     controller: str = ""
     controller_ca: str = DEFAULT_CONTROLLER_CA
     controller_token: str = DEFAULT_CONTROLLER_TOKEN
+    kubelet_dir: str = ""
 
 
 def parse_pool(text: str) -> PoolOptions:
-    """`NAME=DIR[,overcommit=N]`.
+    """`NAME=DIR[,overcommit=N][,init=true]`.
 
     Raises: InvalidField.
     """
     name, equals, rest = text.partition("=")
     directory, *settings = rest.split(",")
     if not equals or not _POOL_NAME.fullmatch(name):
-        raise InvalidField("pool", text, "NAME=DIR[,overcommit=N], NAME of lower-case letters, digits and '-'")
+        raise InvalidField("pool", text, f"{_POOL_FORM}, NAME of lower-case letters, digits and '-'")
     if not directory.startswith("/"):
         raise InvalidField("pool", text, "an absolute directory")
-    overcommit = 1.0
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key != "overcommit":
-            raise InvalidField("pool", setting, "overcommit=N")
-        overcommit = _overcommit(value)
-    return PoolOptions(PoolName(name), directory, overcommit)
+    given = dict(setting.partition("=")[::2] for setting in settings)
+    for key in given.keys() - {"overcommit", "init"}:
+        raise InvalidField("pool", key, "the settings overcommit=N and init=true")
+    init = given.get("init", "false")
+    if init not in ("true", "false"):
+        raise InvalidField("pool", f"init={init}", "init=true or init=false")
+    return PoolOptions(PoolName(name), directory, _overcommit(given.get("overcommit", "1.0")), init == "true")
 
 
 def _overcommit(value: str) -> float:
@@ -113,16 +116,22 @@ def node_config(asked: dict[str, Any]) -> NodeConfig:
         endpoint=asked["endpoint"],
         node_id=asked["node_id"],
         driver_name=asked["driver_name"],
-        pools=tuple(given) or (PoolOptions(PoolName("default"), DEFAULT_POOL_DIRECTORY),),
-        # The default pool is made for whoever just wants a driver; a directory that was named is not.
-        init_pools=asked["init_pools"] or not given,
+        pools=_pools(given, init_all=asked["init_pools"]),
         state_dir=asked["state_dir"],
         http_address=asked["http_address"],
         shutdown_seconds=asked["shutdown_seconds"],
         controller=asked["controller"],
         controller_ca=asked["controller_ca"],
         controller_token=asked["controller_token"],
+        kubelet_dir=asked["kubelet_dir"],
     )
+
+
+def _pools(given: Sequence[PoolOptions], *, init_all: bool) -> tuple[PoolOptions, ...]:
+    if not given:
+        # Made for whoever just wants a driver; a directory that was named is not.
+        return (PoolOptions(PoolName("default"), DEFAULT_POOL_DIRECTORY, init=True),)
+    return tuple(dataclasses.replace(one, init=True) for one in given) if init_all else tuple(given)
 
 
 def serve(config: NodeConfig, stop: threading.Event) -> None:
@@ -133,15 +142,18 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
     from csi_driver.rpc.server import NodeServer  # noqa: PLC0415 - gRPC's threads and 20 MiB, which `--help` does not need
 
     ensure_state_dir(config.state_dir)
-    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir, init_pools=config.init_pools)
+    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir)
     metrics = Metrics(lambda: inspection.figures_once(node))
     server = NodeServer(node, metrics, config.endpoint)
-    with _health(config.http_address, metrics, node):
+    registration = _registration(config, server, metrics)
+    with _health(config.http_address, metrics, node, server):
         # Probe is answered (not ready) while records are read.
         server.start()
         link = None
         try:
             node.start()
+            if registration is not None:
+                registration.start()
             link = _start_link(config, node, server)
             _log.info("hostvol %s serves node %s on %s", __version__, config.node_id, server.path)
             # Python runs a handler in the main thread only, and a signal that the kernel gives to another thread does
@@ -150,11 +162,22 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
                 pass
             _log.info("stopping: finishing what runs")
         finally:
+            if registration is not None:
+                registration.stop()
             if link is not None:
                 link.stop()
             server.stop(config.shutdown_seconds)
             _abandon_what_hangs(node)
             node.stop()
+
+
+def _registration(config: NodeConfig, server: NodeServer, metrics: Metrics) -> Registration | None:
+    """How kubelet finds this driver, when there is a kubelet."""
+    if not config.kubelet_dir:
+        return None
+    from csi_driver.rpc.registration import Plugin, Registration  # noqa: PLC0415 - as above
+
+    return Registration(Plugin(config.driver_name, server.path), config.kubelet_dir, metrics)
 
 
 def _start_link(config: NodeConfig, node: Node, server: NodeServer) -> Link | None:
@@ -191,13 +214,13 @@ def _abandon_what_hangs(node: Node) -> None:
 
 
 @contextmanager
-def _health(address: str, metrics: Metrics, node: Node) -> Iterator[None]:
+def _health(address: str, metrics: Metrics, node: Node, socket_: NodeServer) -> Iterator[None]:
     if not address:
         yield
         return
     from csi_driver.rpc.health import HealthServer  # noqa: PLC0415 - http.server is not free either
 
-    server = HealthServer(address, metrics, lambda: node.is_ready)
+    server = HealthServer(address, metrics, is_ready=lambda: node.is_ready, is_alive=socket_.is_reachable)
     server.start()
     _log.info("metrics and health on port %d", server.port)
     try:
@@ -236,7 +259,7 @@ def cli(context: click.Context) -> None:
     multiple=True,
     envvar="HOSTVOL_POOLS",
     show_envvar=True,
-    metavar="NAME=DIR[,overcommit=N]",
+    metavar=_POOL_FORM,
     help=f"A directory that holds volumes; may be repeated.  [default: default={DEFAULT_POOL_DIRECTORY}, created]",
 )
 @click.option(
@@ -244,7 +267,8 @@ def cli(context: click.Context) -> None:
     is_flag=True,
     envvar="HOSTVOL_INIT_POOLS",
     show_envvar=True,
-    help="Make empty directories pools. Not for mount points: an unmounted disk leaves an empty directory.",
+    help="Make empty directories pools, as init=true does for one pool. Not for mount points: an unmounted disk leaves "
+    "an empty directory.",
 )
 @click.option(
     "--state-dir",
@@ -253,6 +277,14 @@ def cli(context: click.Context) -> None:
     default=DEFAULT_STATE_DIR,
     show_default=True,
     help="What is remembered until the next boot; on a tmpfs.",
+)
+@click.option(
+    "--kubelet-dir",
+    envvar="HOSTVOL_KUBELET_DIR",
+    show_envvar=True,
+    default="",
+    metavar="DIR",
+    help="Register with the kubelet whose root directory this is.  [default: no registration]",
 )
 @click.option(
     "--controller",

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import click
 from csi_driver import __version__, logs
 from csi_driver.cli import options
 from csi_driver.errors import InvalidField
+from csi_driver.linux import sockets
 from csi_driver.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -108,8 +109,9 @@ async def serve(config: ControllerConfig) -> None:
     metrics.add(RouterFigures(registry, presence, router, peers))
     front = Front(router, _local(config.driver_name, metrics), Journal(metrics), status.explain)
     server = ControllerServer(front, peers, Certificates(_keeper(config, orchestrator), config.tls_names))
-    with _health(config.http_address, metrics):
-        await server.serve_sidecars(path)
+    await server.serve_sidecars(path)
+    socket_ = sockets.inode(path)
+    with _health(config.http_address, metrics, lambda: sockets.inode(path) == socket_):
         background = [asyncio.create_task(_serve_nodes(server, config)), asyncio.create_task(presence.watch())]
         await _stopped(background)
         await server.stop(config.shutdown_seconds)
@@ -182,13 +184,13 @@ def _keeper(config: ControllerConfig, orchestrator: Orchestrator) -> Keeper:
 
 
 @contextmanager
-def _health(address: str, metrics: Metrics) -> Iterator[None]:
+def _health(address: str, metrics: Metrics, is_alive: Callable[[], bool]) -> Iterator[None]:
     if not address:
         yield
         return
     from csi_driver.rpc.health import HealthServer  # noqa: PLC0415 - http.server is not free either
 
-    server = HealthServer(address, metrics, lambda: True)
+    server = HealthServer(address, metrics, is_ready=lambda: True, is_alive=is_alive)
     server.start()
     _log.info("metrics and health on port %d", server.port)
     try:

@@ -22,6 +22,7 @@ from csi_driver.cluster.peers import Explain, Peers
 from csi_driver.cluster.router import Asked, Router
 from csi_driver.cluster.streams import StreamEnded
 from csi_driver.errors import HostvolError
+from csi_driver.linux import sockets
 
 _log = logging.getLogger("hostvol.cluster")
 _FOR_EVER_SECONDS = 1e8
@@ -140,11 +141,8 @@ class ControllerServer:
 
     async def serve_sidecars(self, path: str) -> None:
         """Listen on the UNIX socket (mode 0600), whether there are nodes or not."""
-        before = os.umask(0o177)
-        try:
+        with sockets.owner_only():
             self._sidecars.add_insecure_port(f"unix:{path}")
-        finally:
-            os.umask(before)
         os.chmod(path, 0o600)
         await self._sidecars.start()
 

@@ -27,8 +27,6 @@ class Node:
         driver_name: str,
         pools: Sequence[PoolOptions],
         state_dir: str,
-        *,
-        init_pools: bool = False,
     ) -> None:
         self.node_id = node_id
         self.driver_name = driver_name
@@ -48,7 +46,6 @@ class Node:
             pools=self.pools,
             catalogue=self.catalogue,
             mounts=self.mounts,
-            init_pools=init_pools,
         )
         self._ready = threading.Event()
 

@@ -46,11 +46,12 @@ def initialise_pool(directory: str, driver_name: str) -> PoolIdentity:
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """One pool as the operator gives it: `--pool NAME=DIR[,overcommit=N]`."""
+    """One pool as the operator gives it: `--pool NAME=DIR[,overcommit=N][,init=true]`."""
 
     name: PoolName
     directory: str
     overcommit: float = 1.0
+    init: bool = False
 
 
 class Pool:

@@ -48,12 +48,11 @@ class Startup:
         pools: Pools,
         catalogue: Catalogue,
         mounts: VolumeMounts,
-        init_pools: bool,
     ) -> None:
         self._pools = pools
         self._catalogue = catalogue
         self._stopped = threading.Event()
-        loader = PoolLoader(driver_name, state_dir, pools, catalogue, mounts, init_pools=init_pools)
+        loader = PoolLoader(driver_name, state_dir, pools, catalogue, mounts)
         self._keepers = [_Keeper(one, loader, pools, catalogue, self._stopped) for one in options]
 
     def run(self) -> None:
@@ -151,15 +150,12 @@ class PoolLoader:
         pools: Pools,
         catalogue: Catalogue,
         mounts: VolumeMounts,
-        *,
-        init_pools: bool,
     ) -> None:
         self._driver_name = driver_name
         self._state_dir = state_dir
         self._pools = pools
         self._catalogue = catalogue
         self._mounts = mounts
-        self._init_pools = init_pools
 
     def open(self, options: PoolOptions) -> Pool:
         """The pool, in service.
@@ -167,7 +163,7 @@ class PoolLoader:
         Raises: PoolRefused, OSError; nothing is held then.
         """
         began = time.monotonic()
-        if self._init_pools:
+        if options.init:
             initialise_pool(options.directory, self._driver_name)
         pool = Pool(options, self._driver_name, self._state_dir)
         try:

@@ -1,6 +1,6 @@
 """Metrics and health over HTTP for probes and scrapers; knows no volume.
 
-/metrics  Prometheus text    /healthz  200 while the process answers    /readyz  200 once volumes are served
+/metrics  Prometheus text    /healthz  200 while callers can reach us    /readyz  200 once volumes are served
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ def parse_address(address: str) -> tuple[str, int]:
 class HealthServer:
     """Owner of the HTTP listener and its threads."""
 
-    def __init__(self, address: str, metrics: Metrics, is_ready: Callable[[], bool]) -> None:
-        """Listen; serve from `start`.
+    def __init__(
+        self, address: str, metrics: Metrics, *, is_ready: Callable[[], bool], is_alive: Callable[[], bool]
+    ) -> None:
+        """Listen; serve from `start`. What is not alive is to be restarted, what is not ready to be waited for.
 
         Raises: InvalidField; OSError when the address cannot be bound.
         """
         host, port = parse_address(address)
         kind = _ListenerV6 if ":" in host else _Listener
-        self._server = kind((host, port), _handler(metrics, is_ready))
+        self._server = kind((host, port), _handler(metrics, is_ready, is_alive))
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 
     @property
@@ -71,7 +73,9 @@ def _exposition(metrics: Metrics) -> tuple[HTTPStatus, str, bytes]:
         return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{cause}\n".encode()
 
 
-def _handler(metrics: Metrics, is_ready: Callable[[], bool]) -> type[http.server.BaseHTTPRequestHandler]:
+def _handler(
+    metrics: Metrics, is_ready: Callable[[], bool], is_alive: Callable[[], bool]
+) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = _TIMEOUT_SECONDS
         server_version = "hostvol"
@@ -82,13 +86,14 @@ def _handler(metrics: Metrics, is_ready: Callable[[], bool]) -> type[http.server
             if path == "/metrics":
                 self._answer(*_exposition(metrics))
             elif path == "/healthz":
-                self._answer(HTTPStatus.OK, _TEXT, b"ok\n")
+                self._tell(is_alive(), b"ok\n", b"the socket is gone\n")
             elif path == "/readyz":
-                ready = is_ready()
-                status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-                self._answer(status, _TEXT, b"ready\n" if ready else b"starting\n")
+                self._tell(is_ready(), b"ready\n", b"starting\n")
             else:
                 self._answer(HTTPStatus.NOT_FOUND, _TEXT, b"known paths: /metrics /healthz /readyz\n")
+
+        def _tell(self, holds: bool, yes: bytes, no: bytes) -> None:
+            self._answer(HTTPStatus.OK if holds else HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, yes if holds else no)
 
         def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
             self.send_response(status)

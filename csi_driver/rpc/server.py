@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from csi_driver.domain.node import Node
+from csi_driver.linux import sockets
 from csi_driver.metrics import Metrics
 from csi_driver.pb import admin_pb2, csi_pb2
 from csi_driver.rpc import endpoint
@@ -48,17 +49,18 @@ class NodeServer:
         self._server = grpc.server(self._mutations, options=_OPTIONS)
         self._edge = Edge(metrics)
         self._register(self._edge, node)
-        # The socket is made with the process's umask: nobody else may connect between bind and chmod.
-        before = os.umask(0o177)
-        try:
+        with sockets.owner_only():
             self._server.add_insecure_port(f"unix:{self.path}")
-        finally:
-            os.umask(before)
         os.chmod(self.path, 0o600)
+        self._inode = sockets.inode(self.path)
 
     def start(self) -> None:
         """Serve from now on."""
         self._server.start()
+
+    def is_reachable(self) -> bool:
+        """Whether the path still leads to our socket: whoever removes it cuts us off from every new caller."""
+        return sockets.inode(self.path) == self._inode
 
     def dispatcher(self, services: Collection[str]) -> Dispatcher:
         """These services (full names), for a caller that brings methods by name and requests by bytes."""

@@ -185,7 +185,7 @@ def test_figures_that_cannot_be_told_are_unavailable_and_health_is_not(cause: Ex
 def closing_server(metrics: Metrics) -> Iterator[int]:
     """The port of a listener in this process."""
     metrics.observe_rpc("Probe", "OK", 0.001)
-    health = HealthServer("127.0.0.1:0", metrics, lambda: True)
+    health = HealthServer("127.0.0.1:0", metrics, is_ready=lambda: True, is_alive=lambda: True)
     health.start()
     try:
         yield health.port
