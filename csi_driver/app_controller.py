@@ -85,7 +85,8 @@ async def serve(config: ControllerConfig) -> None:
 
     Raises: HostvolError when it cannot serve; OSError.
     """
-    from csi_driver.cluster.certificates import Certificates  # noqa: PLC0415 - gRPC, which `--help` does not need
+    from csi_driver.cluster.alarms import Alarms  # noqa: PLC0415 - gRPC, which `--help` does not need
+    from csi_driver.cluster.certificates import Certificates  # noqa: PLC0415
     from csi_driver.cluster.figures import RouterFigures  # noqa: PLC0415
     from csi_driver.cluster.orchestrator import Orchestrator  # noqa: PLC0415
     from csi_driver.cluster.peers import Peers  # noqa: PLC0415
@@ -99,20 +100,22 @@ async def serve(config: ControllerConfig) -> None:
 
     path = endpoint.socket_path(config.endpoint)
     endpoint.clear_stale(path)
-    orchestrator = Orchestrator(_access(config))
+    orchestrator = Orchestrator(_access(config), config.driver_name)
     registry = Registry()
     presence = Presence(registry, orchestrator, config.driver_name)
     router = Router(registry, presence, orchestrator, config.driver_name)
     verifier = Verifier(orchestrator, audience=config.audience, namespace=config.namespace, account=config.node_account)
     peers = Peers(registry, verifier, config.driver_name, status.explain)
     metrics = Metrics()
-    metrics.add(RouterFigures(registry, presence, router, peers))
+    alarms = Alarms(registry, orchestrator, config.driver_name)
+    metrics.add(RouterFigures(registry, presence, router, peers, alarms))
     front = Front(router, _local(config.driver_name, metrics), Journal(metrics), status.explain)
     server = ControllerServer(front, peers, Certificates(_keeper(config, orchestrator), config.tls_names))
     await server.serve_sidecars(path)
     socket_ = sockets.inode(path)
     with _health(config.http_address, metrics, lambda: sockets.inode(path) == socket_):
-        background = [asyncio.create_task(_serve_nodes(server, config)), asyncio.create_task(presence.watch())]
+        watches = [_serve_nodes(server, config), presence.watch(), alarms.watch()]
+        background = [asyncio.create_task(watch) for watch in watches]
         await _stopped(background)
         await server.stop(config.shutdown_seconds)
         for task in background:

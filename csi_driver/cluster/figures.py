@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from csi_driver.cluster.alarms import Alarms
 from csi_driver.cluster.peers import Peers
 from csi_driver.cluster.presence import Presence
 from csi_driver.cluster.registry import Registry
@@ -16,11 +17,12 @@ from csi_driver.cluster.router import Router
 class RouterFigures(Collector):
     """Asked from another thread than the event loop's: it only reads numbers and lengths."""
 
-    def __init__(self, registry: Registry, presence: Presence, router: Router, peers: Peers) -> None:
+    def __init__(self, registry: Registry, presence: Presence, router: Router, peers: Peers, alarms: Alarms) -> None:
         self._registry = registry
         self._presence = presence
         self._router = router
         self._peers = peers
+        self._alarms = alarms
 
     def collect(self) -> Iterator[Metric]:
         sessions = list(self._registry.sessions())
@@ -41,6 +43,7 @@ class RouterFigures(Collector):
             "Names that volumes on more than one node bear.",
             self._registry.names.duplicates(),
         )
+        yield GaugeMetricFamily("hostvol_router_alarms", "Alarms of all nodes.", self._alarms.count())
         yield CounterMetricFamily(
             "hostvol_router_refused_streams", "Streams that ended with an error.", self._peers.refused
         )

@@ -1,4 +1,4 @@
-"""What this node tells the routers it holds: everything at first, then each change; knows no connection."""
+"""What this node tells the routers: what it holds and what is wrong, all at first, then changes; knows no stream."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from csi_driver.domain.alarms import Alarm
+from csi_driver.domain.alarms import alarms as alarms_of
 from csi_driver.domain.node import Node
 from csi_driver.errors import HostvolError
 from csi_driver.model import Volume, VolumeId
@@ -18,6 +20,8 @@ _CHUNK_BYTES = 1 << 20
 _TICK_SECONDS = 10.0
 # Changes come in bursts; a pool is measured once for all of one.
 _SETTLE_SECONDS = 0.2
+# A disk that went bad may damage every record; the first hundred say so as well as all.
+_MOST_ALARMS = 100
 
 Change = Callable[[], peer_pb2.Inventory]
 
@@ -40,6 +44,7 @@ class Holdings:
         self._lock = threading.Lock()
         self._listeners: tuple[Listener, ...] = ()
         self._pools = peer_pb2.Pools()
+        self._alarms = peer_pb2.Alarms()
         self._stirred = threading.Event()
         self._stopping = False
         self._ticker = threading.Thread(target=self._measure_for_ever, name="holdings", daemon=True)
@@ -67,7 +72,7 @@ class Holdings:
     def _everything(self) -> Iterator[peer_pb2.Inventory]:
         volumes = sorted(self._node.catalogue.all(), key=lambda volume: volume.volume_id)
         yield from _chunks(self._item(volume) for volume in volumes)
-        yield peer_pb2.Inventory(pools=self._pools, complete=True)
+        yield peer_pb2.Inventory(pools=self._pools, alarms=self._alarms, complete=True)
 
     def _item(self, volume: Volume) -> peer_pb2.Item:
         return peer_pb2.Item(name=volume.name, volume=self._describe(volume))
@@ -87,14 +92,30 @@ class Holdings:
 
     def _measure_for_ever(self) -> None:
         while not self._stopping:
-            pools = peer_pb2.Pools(pools=self._measured())
-            if pools != self._pools:
-                self._pools = pools
-                part = peer_pb2.Inventory(pools=pools)
-                self._tell(lambda part=part: part)  # type: ignore[misc]
+            self._measure()
             self._stirred.wait(_TICK_SECONDS)
             time.sleep(_SETTLE_SECONDS)
             self._stirred.clear()
+
+    def _measure(self) -> None:
+        part = peer_pb2.Inventory()
+        pools = peer_pb2.Pools(pools=self._measured())
+        if pools != self._pools:
+            self._pools = pools
+            part.pools.CopyFrom(pools)
+        alarms = peer_pb2.Alarms(alarms=map(_alarm, self._alarms_now()))
+        if alarms != self._alarms:
+            self._alarms = alarms
+            part.alarms.CopyFrom(alarms)
+        if part.ListFields():
+            self._tell(lambda: part)
+
+    def _alarms_now(self) -> list[Alarm]:
+        try:
+            return alarms_of(self._node)[:_MOST_ALARMS]
+        except (OSError, HostvolError) as cause:
+            _log.warning("alarms cannot be told: %s", cause)
+            return []
 
     def _measured(self) -> Iterator[peer_pb2.Pool]:
         for name, pool in sorted(self._node.pools.opened.items()):
@@ -104,6 +125,10 @@ class Holdings:
                 _log.warning("pool %s cannot be measured: %s", name, cause)
                 available = 0
             yield peer_pb2.Pool(name=name, available_bytes=available)
+
+
+def _alarm(alarm: Alarm) -> peer_pb2.Alarm:
+    return peer_pb2.Alarm(reason=alarm.reason, message=alarm.message, volume_name=alarm.volume_name)
 
 
 def _chunks(items: Iterable[peer_pb2.Item]) -> Iterator[peer_pb2.Inventory]:

@@ -13,6 +13,9 @@ from csi_driver.cluster import routing
 from csi_driver.errors import NodeRefused
 from csi_driver.pb import csi_pb2, peer_pb2
 
+# What one node may make an operator read.
+_MOST_ALARMS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -67,12 +70,13 @@ class Shelf:
 
 
 class Inventory:
-    """One node's volumes, snapshots and pools."""
+    """One node's volumes, snapshots, pools and alarms."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.volumes = Shelf()
         self.snapshots = Shelf()
+        self.alarms: tuple[peer_pb2.Alarm, ...] = ()
         self._available: dict[str, int] = {}
 
     def apply(self, part: peer_pb2.Inventory) -> Iterator[tuple[str, str, bool]]:
@@ -89,6 +93,8 @@ class Inventory:
             self.snapshots.remove(object_id)
         if part.HasField("pools"):
             self._available = {pool.name: pool.available_bytes for pool in part.pools.pools}
+        if part.HasField("alarms"):
+            self.alarms = tuple(part.alarms.alarms)[:_MOST_ALARMS]
 
     def available_bytes(self, pool: str) -> int | None:
         """What a new volume in the pool could be granted; None when the node has no such pool."""

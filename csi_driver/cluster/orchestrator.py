@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -32,7 +34,9 @@ _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=
 _NODE_NAME = "authentication.kubernetes.io/node-name"
 _POD_NAME = "authentication.kubernetes.io/pod-name"
 _POD_UID = "authentication.kubernetes.io/pod-uid"
+# Where Events about objects of the cluster belong.
 _EVENTS_NAMESPACE = "default"
+_MESSAGE_CHARACTERS = 1000
 
 T = TypeVar("T")
 
@@ -68,6 +72,34 @@ class Review:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The object that an Event is about. `namespace` is empty for an object of the cluster."""
+
+    api_version: str
+    kind: str
+    name: str
+    namespace: str = ""
+    uid: str = ""
+
+    @classmethod
+    def driver(cls, name: str) -> Subject:
+        return cls("storage.k8s.io/v1", "CSIDriver", name)
+
+    @classmethod
+    def node(cls, name: str) -> Subject:
+        # kubelet writes the name for the uid, and what describes a node looks for that.
+        return cls("v1", "Node", name, uid=name)
+
+    @classmethod
+    def claim_of(cls, volume: dict[str, Any]) -> Subject | None:
+        """The claim that a PersistentVolume is bound to; None when there is none."""
+        claim = volume.get("spec", {}).get("claimRef")
+        if not claim:
+            return None
+        return cls("v1", "PersistentVolumeClaim", claim["name"], claim["namespace"], claim.get("uid", ""))
+
+
 class Conflict(Exception):
     """The object was made or changed by somebody else in the meantime."""
 
@@ -75,8 +107,10 @@ class Conflict(Exception):
 class Orchestrator:
     """The API server, asked over connections that are kept."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, component: str) -> None:
+        """`component`: who tells Events; the driver's name."""
         self._access = access
+        self._component = component
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="orchestrator")
         self._local = threading.local()
 
@@ -144,23 +178,18 @@ class Orchestrator:
         """
         await self._write(namespace, "configmaps", name, {"kind": "ConfigMap", "data": data}, version)
 
-    async def tell(self, driver_name: str, reason: str, message: str) -> None:
-        """An Event of the type Warning about the CSIDriver object."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{driver_name}.", "namespace": _EVENTS_NAMESPACE},
-            "involvedObject": {"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "name": driver_name},
-            "type": "Warning",
-            "reason": reason,
-            "action": reason,
-            "message": message[:1000],
-            "eventTime": now,
-            "reportingComponent": driver_name,
-            "reportingInstance": os.environ.get("HOSTNAME", "hostvol-controller")[:128],
-        }
-        await self._ask("POST", f"/api/v1/namespaces/{_EVENTS_NAMESPACE}/events", body)
+    async def persistent_volume(self, name: str) -> dict[str, Any] | None:
+        """The PersistentVolume as it is now; None when there is none."""
+        return await self._find(f"/api/v1/persistentvolumes/{_quoted(name)}")
+
+    async def tell(self, subject: Subject, reason: str, message: str) -> None:
+        """An Event of the type Warning about the object, or nothing when the same stands there already.
+
+        Its name is a digest of what it says: routers that tell the same make one Event.
+        """
+        event = _event(subject, self._component, reason, message)
+        with suppress(Conflict):
+            await self._ask("POST", f"/api/v1/namespaces/{_quoted(event['metadata']['namespace'])}/events", event)
 
     async def _write(self, namespace: str, plural: str, name: str, body: dict[str, Any], version: str) -> None:
         metadata = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "hostvol"}}
@@ -254,6 +283,36 @@ class Orchestrator:
             context = ssl.create_default_context(cafile=self._access.ca_file or None)
             return http.client.HTTPSConnection(host, url.port, timeout=_SECONDS, context=context)
         return http.client.HTTPConnection(host, url.port, timeout=_SECONDS)
+
+
+def _event(subject: Subject, component: str, reason: str, message: str) -> dict[str, Any]:
+    namespace = subject.namespace or _EVENTS_NAMESPACE
+    said = "\0".join((subject.kind, namespace, subject.name, subject.uid, reason, message))
+    name = f"{component}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    about = {"apiVersion": subject.api_version, "kind": subject.kind, "name": subject.name}
+    if subject.namespace:
+        about["namespace"] = subject.namespace
+    if subject.uid:
+        about["uid"] = subject.uid
+    now = datetime.now(UTC)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": namespace},
+        "involvedObject": about,
+        "type": "Warning",
+        "reason": reason,
+        "action": reason,
+        "message": message[:_MESSAGE_CHARACTERS],
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        # For those who show Events by the older fields.
+        "firstTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lastTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "count": 1,
+        "source": {"component": component},
+        "reportingComponent": component,
+        "reportingInstance": os.environ.get("HOSTNAME", "hostvol-controller")[:128],
+    }
 
 
 def _review(status: dict[str, Any]) -> Review:

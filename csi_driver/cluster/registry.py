@@ -114,6 +114,11 @@ class Registry:
         self._drop_departed()
         return self._inventories.get(key)
 
+    def alarms(self, key: str) -> tuple[peer_pb2.Alarm, ...]:
+        """What the node says an operator must know."""
+        inventory = self._inventories.get(key)
+        return () if inventory is None else inventory.alarms
+
     def inventories_from(self, key: str) -> Iterator[Inventory]:
         """The inventories of all nodes in the order of their keys, from `key` on."""
         self._drop_departed()

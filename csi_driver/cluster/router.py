@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from csi_driver.cluster import placement, routing
 from csi_driver.cluster.lists import Lists
+from csi_driver.cluster.orchestrator import Subject
 from csi_driver.cluster.outcome import Outcome
 from csi_driver.cluster.placement import Placement
 from csi_driver.cluster.presence import Presence
@@ -46,7 +47,7 @@ class Asked:
 class Herald(Protocol):
     """Tells an operator what must not pass unnoticed."""
 
-    async def tell(self, driver_name: str, reason: str, message: str) -> None: ...
+    async def tell(self, subject: Subject, reason: str, message: str) -> None: ...
 
 
 class Router:
@@ -132,7 +133,7 @@ class Router:
 
     async def _tell(self, reason: str, message: str) -> None:
         try:
-            await self._herald.tell(self._driver_name, reason, message)
+            await self._herald.tell(Subject.driver(self._driver_name), reason, message)
         except Exception as cause:
             _log.warning("no Event could be written: %s", cause)
 

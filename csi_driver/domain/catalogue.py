@@ -99,6 +99,10 @@ class Catalogue:
         """Why each quarantined object is not served."""
         return dict(self._quarantined)
 
+    def quarantined_names(self) -> dict[str, str]:
+        """The name that each quarantined object seems to bear, by its id; those without one are left out."""
+        return {volume_id: name for name, volume_id in list(self._quarantined_names.items())}
+
     def get(self, volume_id: str) -> Volume:
         """The volume with this id.
 

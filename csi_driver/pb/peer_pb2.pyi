@@ -96,16 +96,18 @@ class Reply(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., response: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Inventory(_message.Message):
-    __slots__ = ("items", "removed", "pools", "complete")
+    __slots__ = ("items", "removed", "pools", "complete", "alarms")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[Item]
     removed: _containers.RepeatedScalarFieldContainer[str]
     pools: Pools
     complete: bool
-    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ..., pools: _Optional[_Union[Pools, _Mapping]] = ..., complete: _Optional[bool] = ...) -> None: ...
+    alarms: Alarms
+    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ..., pools: _Optional[_Union[Pools, _Mapping]] = ..., complete: _Optional[bool] = ..., alarms: _Optional[_Union[Alarms, _Mapping]] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("volume", "snapshot", "name")
@@ -130,3 +132,19 @@ class Pool(_message.Message):
     name: str
     available_bytes: int
     def __init__(self, name: _Optional[str] = ..., available_bytes: _Optional[int] = ...) -> None: ...
+
+class Alarms(_message.Message):
+    __slots__ = ("alarms",)
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
+    def __init__(self, alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+
+class Alarm(_message.Message):
+    __slots__ = ("reason", "message", "volume_name")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    message: str
+    volume_name: str
+    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., volume_name: _Optional[str] = ...) -> None: ...

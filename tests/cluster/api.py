@@ -84,10 +84,15 @@ class FakeApi:
         if path.endswith("/tokenreviews"):
             return 201, {"status": self._review(body["spec"])}
         if path.endswith("/events"):
-            self.events.append(body)
-            return 201, body
+            return self._event(body)
         found = self._look(path)
         return self._store(method, path, body) if found is None else found
+
+    def _event(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if any(event["metadata"] == body["metadata"] for event in self.events):
+            return 409, {"message": "conflict"}
+        self.events.append(body)
+        return 201, body
 
     def _look(self, path: str) -> tuple[int, dict[str, Any]] | None:
         if path == "/api/v1/nodes":

@@ -1,0 +1,60 @@
+"""What an operator must know of this node now: looks, and changes nothing.
+
+Pools that are not served, pools that can hardly grant anything, records that are quarantined. A sentence stays the
+same while its cause lasts, so that whoever hears it again knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from csi_driver.domain.node import Node
+from csi_driver.domain.pools import Pool
+from csi_driver.errors import HostvolError
+
+# A pool that can grant less than this part of its filesystem is nearly full.
+_NEARLY_FULL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One cause; `reason` is one word for programs, `volume_name` the name of the volume concerned, if it is known."""
+
+    reason: str
+    message: str
+    volume_name: str = ""
+
+
+def alarms(node: Node) -> list[Alarm]:
+    """All alarms of the node, in a fixed order. A pool whose disk hangs makes this hang."""
+    return [*_unavailable(node), *_nearly_full(node), *_quarantined(node)]
+
+
+def _unavailable(node: Node) -> Iterator[Alarm]:
+    for name, why in sorted(node.pools.refused.items()):
+        yield Alarm("PoolUnavailable", f"pool {name} is not served: {why}")
+
+
+def _nearly_full(node: Node) -> Iterator[Alarm]:
+    for name, pool in sorted(node.pools.opened.items()):
+        if _is_nearly_full(pool):
+            yield Alarm(
+                "PoolNearlyFull",
+                f"pool {name} ({pool.store.directory}) can grant new volumes less than {_NEARLY_FULL:.0%} of its "
+                "filesystem: delete volumes or enlarge the filesystem",
+            )
+
+
+def _is_nearly_full(pool: Pool) -> bool:
+    try:
+        return pool.ledger.grantable_bytes(pool.overcommit) < pool.ledger.space().total_bytes * _NEARLY_FULL
+    except (OSError, HostvolError):
+        # The pool's keeper says so, in words of its own.
+        return False
+
+
+def _quarantined(node: Node) -> Iterator[Alarm]:
+    names = node.catalogue.quarantined_names()
+    for object_id, damage in sorted(node.catalogue.quarantined().items()):
+        yield Alarm("RecordQuarantined", f"{object_id} is not served: {damage}", names.get(object_id, ""))

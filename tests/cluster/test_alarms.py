@@ -1,0 +1,109 @@
+"""What an operator must know of a node becomes an Event.
+
+- A record that is quarantined is told at the Node, and at the claim whose volume it is, once, whoever tells it.
+- A node can speak only of claims whose volume is its own.
+- A pool that can hardly grant anything is told.
+- When the cause is gone, so is the alarm.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from csi_driver.pb import csi_pb2
+from tests.cluster.cluster import Cluster, free_port, on, topology, until
+from tests.harness import GIB, MIB, PoolPlace, create_request
+
+LOOK = 40.0
+
+
+@pytest.fixture
+def cluster(empty_cluster: Cluster) -> Cluster:
+    empty_cluster.add_controller()
+    return empty_cluster
+
+
+def about(cluster: Cluster, kind: str) -> list[dict[str, Any]]:
+    return [event for event in cluster.api.events if event["involvedObject"]["kind"] == kind]
+
+
+def volume_of(handle: str, driver: str = "csi.hostvol.dev") -> dict[str, Any]:
+    claim = {"kind": "PersistentVolumeClaim", "namespace": "shop", "name": "orders", "uid": "u-1"}
+    spec = {"csi": {"driver": driver, "volumeHandle": handle}, "claimRef": claim}
+    return {"metadata": {"name": "pvc-1"}, "spec": spec}
+
+
+def damage(cluster: Cluster, node: str, volume_id: str) -> None:
+    """The node's driver starts again and finds the record cut in half."""
+    driver = cluster.nodes[node]
+    driver.kill()
+    record = driver.pool / "volumes" / volume_id / "record.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    driver.start()
+    cluster.wait_attached(node)
+
+
+def test_a_quarantined_record_is_told_at_the_node_and_at_its_claim(cluster: Cluster) -> None:
+    cluster.add_node("node-a")
+    volume_id = cluster.controller.call("CreateVolume", on("pvc-1", "node-a")).volume.volume_id
+    cluster.api.stored["/api/v1/persistentvolumes/pvc-1"] = volume_of(volume_id)
+    damage(cluster, "node-a", volume_id)
+    until(lambda: about(cluster, "PersistentVolumeClaim"), LOOK, "an Event at the claim")
+    node, claim = about(cluster, "Node"), about(cluster, "PersistentVolumeClaim")
+    assert [event["reason"] for event in (*node, *claim)] == ["RecordQuarantined"] * 2
+    assert node[0]["involvedObject"]["name"] == "node-a"
+    assert claim[0]["metadata"]["namespace"] == claim[0]["involvedObject"]["namespace"] == "shop"
+    for event in (*node, *claim):
+        assert volume_id in event["message"]
+        assert "restore the record or remove it" in event["message"]
+    # A second router, or one that has forgotten, tells the same, which the API server holds already.
+    asked = cluster.api.requests.count("POST /api/v1/namespaces/shop/events")
+    cluster.controller.kill()
+    cluster.controller.start()
+    until(lambda: cluster.api.requests.count("POST /api/v1/namespaces/shop/events") > asked, LOOK)
+    assert len(about(cluster, "Node")) == len(about(cluster, "PersistentVolumeClaim")) == 1
+
+
+@pytest.mark.parametrize("other", [{"driver": "csi.other.dev"}, {"handle": "vol-0123456789abcdef-0123456789abcdef"}])
+def test_a_node_cannot_speak_of_a_claim_that_is_not_its_own(cluster: Cluster, other: dict[str, str]) -> None:
+    cluster.add_node("node-a")
+    volume_id = cluster.controller.call("CreateVolume", on("pvc-1", "node-a")).volume.volume_id
+    cluster.api.stored["/api/v1/persistentvolumes/pvc-1"] = volume_of(**{"handle": volume_id, **other})
+    damage(cluster, "node-a", volume_id)
+    until(lambda: "GET /api/v1/persistentvolumes/pvc-1" in cluster.api.requests, LOOK, "the claim is looked for")
+    assert len(about(cluster, "Node")) == 1
+    assert about(cluster, "PersistentVolumeClaim") == []
+
+
+def test_a_pool_that_is_nearly_full_is_told_until_it_is_not(
+    make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
+) -> None:
+    cluster, port = empty_cluster, free_port()
+    controller = cluster.add_controller("127.0.0.1", f"--http-address=127.0.0.1:{port}")
+    driver = cluster.prepare_node("node-a")
+    driver.pools = [make_pool("xfs", size_bytes=GIB)]
+    driver.start()
+    cluster.wait_attached("node-a")
+    available = controller.call("GetCapacity", csi_pb2.GetCapacityRequest()).available_capacity
+    request = create_request(
+        "big", size_bytes=available - 4 * MIB, accessibility_requirements=topology("node-a"), parameters={}
+    )
+    held = controller.call("CreateVolume", request).volume.volume_id
+    until(lambda: about(cluster, "Node"), LOOK, "an Event at the node")
+    assert about(cluster, "Node")[0]["reason"] == "PoolNearlyFull"
+    assert standing(port) == 1
+    controller.call("DeleteVolume", volume_id=held)
+    until(lambda: standing(port) == 0, LOOK, "no alarm")
+
+
+def standing(port: int) -> float:
+    """The metric of alarms."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        found = re.search(r"^hostvol_router_alarms (\S+)$", answer.read().decode(), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
