@@ -22,6 +22,7 @@ import click
 
 from csi_driver import __version__, logs
 from csi_driver.app_controller import controller
+from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
 from csi_driver.cli.client import DriverClient
 from csi_driver.cli.pools import pool
@@ -50,7 +51,12 @@ _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
 _POOL_FORM = "NAME=DIR[,overcommit=N][,init=true]"
 _LISTEN_SECONDS = 1.0
-_FORWARDED_SERVICES = ("csi.v1.Controller", "csi.v1.GroupController", "csi.v1.SnapshotMetadata")
+_FORWARDED_SERVICES = (
+    "csi.v1.Controller",
+    "csi.v1.GroupController",
+    "csi.v1.SnapshotMetadata",
+    "hostvol.peer.v1.Holder",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +333,7 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
 
 
 cli.add_command(controller)
+cli.add_command(orphans)
 cli.add_command(pool)
 cli.add_command(volume)
 

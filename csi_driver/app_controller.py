@@ -22,7 +22,7 @@ from csi_driver.metrics import Metrics
 
 if TYPE_CHECKING:
     from csi_driver.cluster.certificates import Keeper
-    from csi_driver.cluster.orchestrator import Access, Orchestrator
+    from csi_driver.cluster.orchestrator import Orchestrator
     from csi_driver.rpc.edge import Dispatcher
 
 _log = logging.getLogger("hostvol.cluster")
@@ -87,8 +87,10 @@ async def serve(config: ControllerConfig) -> None:
     """
     from csi_driver.cluster.alarms import Alarms  # noqa: PLC0415 - gRPC, which `--help` does not need
     from csi_driver.cluster.certificates import Certificates  # noqa: PLC0415
+    from csi_driver.cluster.duplicates import Duplicates  # noqa: PLC0415
     from csi_driver.cluster.figures import RouterFigures  # noqa: PLC0415
-    from csi_driver.cluster.orchestrator import Orchestrator  # noqa: PLC0415
+    from csi_driver.cluster.orchestrator import Access, Orchestrator  # noqa: PLC0415
+    from csi_driver.cluster.orphans import Orphans  # noqa: PLC0415
     from csi_driver.cluster.peers import Peers  # noqa: PLC0415
     from csi_driver.cluster.presence import Presence  # noqa: PLC0415
     from csi_driver.cluster.registry import Registry  # noqa: PLC0415
@@ -100,7 +102,7 @@ async def serve(config: ControllerConfig) -> None:
 
     path = endpoint.socket_path(config.endpoint)
     endpoint.clear_stale(path)
-    orchestrator = Orchestrator(_access(config), config.driver_name)
+    orchestrator = Orchestrator(Access.given(config.api_server, config.api_ca, config.api_token), config.driver_name)
     registry = Registry()
     presence = Presence(registry, orchestrator, config.driver_name)
     router = Router(registry, presence, orchestrator, config.driver_name)
@@ -108,13 +110,15 @@ async def serve(config: ControllerConfig) -> None:
     peers = Peers(registry, verifier, config.driver_name, status.explain)
     metrics = Metrics()
     alarms = Alarms(registry, orchestrator, config.driver_name)
-    metrics.add(RouterFigures(registry, presence, router, peers, alarms))
+    duplicates = Duplicates(registry, orchestrator, config.driver_name)
+    orphans = Orphans(registry, orchestrator, config.driver_name)
+    metrics.add(RouterFigures(registry, presence, router, peers, alarms, duplicates, orphans))
     front = Front(router, _local(config.driver_name, metrics), Journal(metrics), status.explain)
     server = ControllerServer(front, peers, Certificates(_keeper(config, orchestrator), config.tls_names))
     await server.serve_sidecars(path)
     socket_ = sockets.inode(path)
     with _health(config.http_address, metrics, lambda: sockets.inode(path) == socket_):
-        watches = [_serve_nodes(server, config), presence.watch(), alarms.watch()]
+        watches = [_serve_nodes(server, config), presence.watch(), alarms.watch(), duplicates.watch(), orphans.watch()]
         background = [asyncio.create_task(watch) for watch in watches]
         await _stopped(background)
         await server.stop(config.shutdown_seconds)
@@ -167,17 +171,6 @@ def _local(driver_name: str, metrics: Metrics) -> Dispatcher:
     return Dispatcher(edge, [services[name].full_name for name in ("Identity", "Controller", "GroupController")])
 
 
-def _access(config: ControllerConfig) -> Access:
-    from csi_driver.cluster.orchestrator import Access  # noqa: PLC0415 - as above
-
-    if config.api_server:
-        return Access(config.api_server.rstrip("/"), config.api_ca, config.api_token)
-    access = Access.in_pod()
-    if access is None:
-        raise InvalidField("api-server", "", "the URL of the API server; inside a pod it is known")
-    return access
-
-
 def _keeper(config: ControllerConfig, orchestrator: Orchestrator) -> Keeper:
     from csi_driver.cluster.certificates import DirectoryKeeper, SecretKeeper  # noqa: PLC0415 - as above
 
@@ -216,6 +209,7 @@ def _service_names(namespace: str) -> tuple[str, ...]:
 @click.command()
 @options.endpoint
 @options.serving
+@options.api
 @click.option(
     "--listen",
     envvar="HOSTVOL_LISTEN",
@@ -272,18 +266,6 @@ def _service_names(namespace: str) -> tuple[str, ...]:
     show_envvar=True,
     default="",
     help="Keep the authority in this directory instead; nodes need its ca.crt.",
-)
-@click.option(
-    "--api-server",
-    envvar="HOSTVOL_API_SERVER",
-    show_envvar=True,
-    default="",
-    metavar="URL",
-    help="The orchestrator's API.  [default: the pod's own]",
-)
-@click.option("--api-ca", envvar="HOSTVOL_API_CA", show_envvar=True, default="", help="File with its CA.")
-@click.option(
-    "--api-token", envvar="HOSTVOL_API_TOKEN", show_envvar=True, default="", help="File with our token for it."
 )
 def controller(log_format: str, log_level: str, **asked: Any) -> None:
     """Route the calls of a cluster's sidecars to the nodes that dial in; keeps no state.

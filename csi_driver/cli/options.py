@@ -42,6 +42,18 @@ def output(command: Command) -> Command:
     )(command)
 
 
+def driver_name(command: Command) -> Command:
+    """Which driver is meant."""
+    return _DRIVER_NAME_OPTION(command)
+
+
+def api(command: Command) -> Command:
+    """Where the orchestrator's API is, for those outside of its pods."""
+    for option in reversed(_API):
+        command = option(command)
+    return command
+
+
 def serving(command: Command) -> Command:
     """What every process that serves can be told."""
     for option in reversed(_SERVING):
@@ -49,14 +61,29 @@ def serving(command: Command) -> Command:
     return command
 
 
-_SERVING = (
+_API = (
     click.option(
-        "--driver-name",
-        envvar="HOSTVOL_DRIVER_NAME",
+        "--api-server",
+        envvar="HOSTVOL_API_SERVER",
         show_envvar=True,
-        default=DEFAULT_DRIVER_NAME,
-        show_default=True,
+        default="",
+        metavar="URL",
+        help="The orchestrator's API.  [default: the pod's own]",
     ),
+    click.option("--api-ca", envvar="HOSTVOL_API_CA", show_envvar=True, default="", help="File with its CA."),
+    click.option(
+        "--api-token", envvar="HOSTVOL_API_TOKEN", show_envvar=True, default="", help="File with our token for it."
+    ),
+)
+_DRIVER_NAME_OPTION = click.option(
+    "--driver-name",
+    envvar="HOSTVOL_DRIVER_NAME",
+    show_envvar=True,
+    default=DEFAULT_DRIVER_NAME,
+    show_default=True,
+)
+_SERVING = (
+    _DRIVER_NAME_OPTION,
     click.option(
         "--http-address",
         envvar="HOSTVOL_HTTP_ADDRESS",

@@ -8,6 +8,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from csi_driver.cluster.alarms import Alarms
+from csi_driver.cluster.duplicates import Duplicates
+from csi_driver.cluster.orphans import Orphans
 from csi_driver.cluster.peers import Peers
 from csi_driver.cluster.presence import Presence
 from csi_driver.cluster.registry import Registry
@@ -17,12 +19,23 @@ from csi_driver.cluster.router import Router
 class RouterFigures(Collector):
     """Asked from another thread than the event loop's: it only reads numbers and lengths."""
 
-    def __init__(self, registry: Registry, presence: Presence, router: Router, peers: Peers, alarms: Alarms) -> None:
+    def __init__(  # noqa: PLR0917 - each of them tells numbers
+        self,
+        registry: Registry,
+        presence: Presence,
+        router: Router,
+        peers: Peers,
+        alarms: Alarms,
+        duplicates: Duplicates,
+        orphans: Orphans,
+    ) -> None:
         self._registry = registry
         self._presence = presence
         self._router = router
         self._peers = peers
         self._alarms = alarms
+        self._duplicates = duplicates
+        self._orphans = orphans
 
     def collect(self) -> Iterator[Metric]:
         sessions = list(self._registry.sessions())
@@ -42,6 +55,16 @@ class RouterFigures(Collector):
             "hostvol_router_duplicate_names",
             "Names that volumes on more than one node bear.",
             self._registry.names.duplicates(),
+        )
+        yield CounterMetricFamily(
+            "hostvol_router_retired_volumes",
+            "Volumes that lost their name to another node's, and lie in the trash of their pool.",
+            self._duplicates.retired,
+        )
+        yield GaugeMetricFamily(
+            "hostvol_router_orphaned_volumes",
+            "Volumes that no PersistentVolume names, found twice in ten minutes.",
+            len(self._orphans.found),
         )
         yield GaugeMetricFamily("hostvol_router_alarms", "Alarms of all nodes.", self._alarms.count())
         yield CounterMetricFamily(

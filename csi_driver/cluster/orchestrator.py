@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from csi_driver.errors import OrchestratorUnavailable
+from csi_driver.errors import InvalidField, OrchestratorUnavailable
 
 _ACCOUNT_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 _SECONDS = 10.0
@@ -48,6 +48,17 @@ class Access:
     url: str
     ca_file: str = ""
     token_file: str = ""
+
+    @classmethod
+    def given(cls, api_server: str, api_ca: str, api_token: str) -> Access:
+        """What flags say, or else what the pod is given.
+
+        Raises: InvalidField when there is neither.
+        """
+        access = cls(api_server.rstrip("/"), api_ca, api_token) if api_server else cls.in_pod()
+        if access is None:
+            raise InvalidField("api-server", "", "the URL of the API server; inside a pod it is known")
+        return access
 
     @classmethod
     def in_pod(cls) -> Access | None:
@@ -181,6 +192,11 @@ class Orchestrator:
     async def persistent_volume(self, name: str) -> dict[str, Any] | None:
         """The PersistentVolume as it is now; None when there is none."""
         return await self._find(f"/api/v1/persistentvolumes/{_quoted(name)}")
+
+    async def volume_handles(self, driver_name: str) -> set[str]:
+        """The handles that the PersistentVolumes of the driver name."""
+        sources = (volume["spec"].get("csi") or {} for volume in await self._list("/api/v1/persistentvolumes"))
+        return {source["volumeHandle"] for source in sources if source.get("driver") == driver_name}
 
     async def tell(self, subject: Subject, reason: str, message: str) -> None:
         """An Event of the type Warning about the object, or nothing when the same stands there already.

@@ -33,6 +33,15 @@ class Names:
         """How many names are held by more than one node."""
         return len(self._others)
 
+    def duplicated(self) -> list[str]:
+        """The names that are held by more than one node."""
+        return list(self._others)
+
+    def holders(self, name: str) -> set[str]:
+        """The keys of all nodes that hold the name."""
+        first = self._holder.get(name)
+        return set() if first is None else {first, *self._others.get(name, ())}
+
     def add(self, name: str, key: str, volume_id: str) -> None:
         holder = self._holder.setdefault(name, key)
         if holder != key:
@@ -124,6 +133,19 @@ class Registry:
         self._drop_departed()
         for index in range(bisect.bisect_left(self._ordered, key), len(self._ordered)):
             yield self._inventories[self._ordered[index]]
+
+    def volumes_named(self, name: str) -> dict[str, str]:
+        """The ids of all volumes that bear the name, each with its node's key."""
+        return {
+            volume_id: key
+            for key in self.names.holders(name)
+            for volume_id, entry in self._inventories[key].volumes.entries()
+            if entry.name == name
+        }
+
+    def volume_ids(self) -> Iterator[str]:
+        """The ids of all volumes that are known."""
+        return (volume_id for one in list(self._inventories.values()) for volume_id, _ in one.volumes.entries())
 
     def volume_count(self) -> int:
         """All volumes that are known."""

@@ -1,7 +1,7 @@
 """What an operator must know of this node now: looks, and changes nothing.
 
-Pools that are not served, pools that can hardly grant anything, records that are quarantined. A sentence stays the
-same while its cause lasts, so that whoever hears it again knows it.
+Pools that are not served or can hardly grant anything, records in quarantine, volumes that lost their name. A sentence
+stays the same while its cause lasts, so that whoever hears it again knows it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Alarm:
 
 def alarms(node: Node) -> list[Alarm]:
     """All alarms of the node, in a fixed order. A pool whose disk hangs makes this hang."""
-    return [*_unavailable(node), *_nearly_full(node), *_quarantined(node)]
+    return [*_unavailable(node), *_nearly_full(node), *_quarantined(node), *_retired(node)]
 
 
 def _unavailable(node: Node) -> Iterator[Alarm]:
@@ -52,6 +52,16 @@ def _is_nearly_full(pool: Pool) -> bool:
     except (OSError, HostvolError):
         # The pool's keeper says so, in words of its own.
         return False
+
+
+def _retired(node: Node) -> Iterator[Alarm]:
+    for name, pool in sorted(node.pools.opened.items()):
+        for kept in pool.store.kept_names():
+            yield Alarm(
+                "VolumeRetired",
+                f"pool {name}: {pool.store.directory}/trash/{kept} holds a volume whose name another node's volume "
+                "bears: remove it when nobody misses its data",
+            )
 
 
 def _quarantined(node: Node) -> Iterator[Alarm]:

@@ -72,6 +72,14 @@ class Volumes:
         with self._slot_of(volume_id):
             self._claims.run(("volume", volume_id), "delete", deadline, lambda: self._delete(volume_id))
 
+    def retire(self, volume_id: str, deadline: float | None) -> None:
+        """The volume is out of service, and lies in its pool's trash until an operator removes it. Idempotent.
+
+        Raises: as `delete`.
+        """
+        with self._slot_of(volume_id):
+            self._claims.run(("volume", volume_id), "retire", deadline, lambda: self._delete(volume_id, keep=True))
+
     def _create(self, spec: VolumeSpec, is_accessible: bool) -> Volume:
         existing = self._catalogue.named(spec.name)
         if existing is not None:
@@ -157,7 +165,7 @@ class Volumes:
         except VolumeNotFound:
             return nullcontext()
 
-    def _delete(self, volume_id: str) -> None:
+    def _delete(self, volume_id: str, *, keep: bool = False) -> None:
         try:
             volume = self._catalogue.get(volume_id)
         except VolumeNotFound:
@@ -167,7 +175,9 @@ class Volumes:
         pool.require_present()
         self._staging.withdraw(volume)
         crash_point("delete.withdrawn")
-        self._uncleared[volume.volume_id] = (pool, pool.store.discard(volume.volume_id))
+        trash_name = pool.store.discard(volume.volume_id, keep=keep)
+        if not keep:
+            self._uncleared[volume.volume_id] = (pool, trash_name)
         self._catalogue.remove(volume)
         # What lies in the trash grows no more; what it still holds, the filesystem counts as used.
         pool.ledger.forget(volume)

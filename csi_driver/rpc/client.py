@@ -44,6 +44,16 @@ class Client:
             if not token:
                 return
 
+    def listed_volumes(self) -> Iterator[dict[str, Any]]:
+        """Every volume as ListVolumes tells it, page by page; a controller has no other view."""
+        token = ""
+        while True:
+            page = self._csi("Controller", "ListVolumes", csi_pb2.ListVolumesRequest(starting_token=token))
+            yield from (plain(entry.volume) for entry in page.entries)
+            token = page.next_token
+            if not token:
+                return
+
     def volume(self, volume_id: str) -> dict[str, Any]:
         """One volume by its id."""
         return plain(self._admin("GetVolume", admin_pb2.GetVolumeRequest(volume_id=volume_id)))

@@ -16,11 +16,12 @@ import grpc
 from csi_driver.domain.node import Node
 from csi_driver.linux import sockets
 from csi_driver.metrics import Metrics
-from csi_driver.pb import admin_pb2, csi_pb2
+from csi_driver.pb import admin_pb2, csi_pb2, peer_pb2
 from csi_driver.rpc import endpoint
 from csi_driver.rpc.admin import AdminServicer
 from csi_driver.rpc.controller import ControllerServicer
 from csi_driver.rpc.edge import Dispatcher, Edge
+from csi_driver.rpc.holder import HolderServicer
 from csi_driver.rpc.identity import IdentityServicer
 from csi_driver.rpc.node import NodeServicer
 
@@ -83,6 +84,10 @@ class NodeServer:
                 edge.handler(admin, AdminServicer(node), lambda _: self._statistics, node.require_ready),
             )
         )
+
+        # Not on the socket: only the stream of a router reaches it.
+        holder = peer_pb2.DESCRIPTOR.services_by_name["Holder"]
+        edge.handler(holder, HolderServicer(node), self._threads, node.require_ready)
 
     def _threads(self, method: str) -> ThreadPoolExecutor:
         if method in _INSTANT:

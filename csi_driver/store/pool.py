@@ -21,6 +21,8 @@ from csi_driver.store import durable, records
 
 IDENTITY = "hostvol-pool.json"
 VOLUMES, TRASH, TEMPLATES, TMP = "volumes", "trash", "templates", "tmp"
+# The end of a name in the trash that a start does not clear.
+KEPT = ".kept"
 _ROOMS = (VOLUMES, TRASH, TEMPLATES, TMP)
 _LIMIT_BYTES = 4096
 
@@ -153,9 +155,9 @@ class PoolDirectory:
         crash_point("commit.object_synced")
         self._move(object_id, self.tmp_fd, object_id, self.volumes_fd)
 
-    def discard(self, volume_id: str) -> str:
-        """Move a live object to the trash, durably; returns its name there."""
-        name = f"{volume_id}@{int(time.time())}"
+    def discard(self, volume_id: str, *, keep: bool = False) -> str:
+        """Move a live object to the trash, durably; returns its name there. `keep`: only an operator removes it."""
+        name = f"{volume_id}@{int(time.time())}{KEPT if keep else ''}"
         self._move(volume_id, self.volumes_fd, name, self.trash_fd)
         return name
 
@@ -167,7 +169,16 @@ class PoolDirectory:
 
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
-        return [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
+        return [
+            (room, name)
+            for room in (self.tmp_fd, self.trash_fd)
+            for name in os.listdir(room)
+            if room == self.tmp_fd or not name.endswith(KEPT)
+        ]
+
+    def kept_names(self) -> list[str]:
+        """What lies in the trash until an operator removes it."""
+        return sorted(name for name in os.listdir(self.trash_fd) if name.endswith(KEPT))
 
     def has_identity(self) -> bool:
         """Whether the path still leads to this pool: an unmounted or replaced directory does not."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 DRIVER = "csi.hostvol.dev"
 NAMESPACE = "hostvol-system"
 ACCOUNT = "hostvol-node"
+VOLUMES = "/api/v1/persistentvolumes"
 
 
 @dataclass
@@ -78,6 +79,12 @@ class FakeApi:
         self.tokens[token] = Token(f"system:serviceaccount:{namespace}:{account}", [audience], known, expires)
         return token
 
+    def add_volume(self, name: str, handle: str, driver: str = DRIVER) -> None:
+        """A PersistentVolume, bound to the claim `orders` in the namespace `shop`."""
+        claim = {"kind": "PersistentVolumeClaim", "namespace": "shop", "name": "orders", "uid": "u-1"}
+        spec = {"csi": {"driver": driver, "volumeHandle": handle}, "claimRef": claim}
+        self.stored[f"{VOLUMES}/{name}"] = {"metadata": {"name": name}, "spec": spec}
+
     def _answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self.broken:
             return 503, {"message": "broken on purpose"}
@@ -100,6 +107,8 @@ class FakeApi:
         if path == "/apis/storage.k8s.io/v1/csinodes":
             spec = {"drivers": [{"name": DRIVER}]}
             return 200, {"items": [{"metadata": {"name": name}, "spec": spec} for name in self.nodes]}
+        if path == VOLUMES:
+            return 200, {"items": [one for place, one in self.stored.items() if place.startswith(f"{VOLUMES}/")]}
         if found := re.fullmatch(r"/api/v1/namespaces/[^/]+/pods/(.+)", path):
             return (200, self.pods[found[1]]) if found[1] in self.pods else (404, {})
         return None

@@ -32,12 +32,6 @@ def about(cluster: Cluster, kind: str) -> list[dict[str, Any]]:
     return [event for event in cluster.api.events if event["involvedObject"]["kind"] == kind]
 
 
-def volume_of(handle: str, driver: str = "csi.hostvol.dev") -> dict[str, Any]:
-    claim = {"kind": "PersistentVolumeClaim", "namespace": "shop", "name": "orders", "uid": "u-1"}
-    spec = {"csi": {"driver": driver, "volumeHandle": handle}, "claimRef": claim}
-    return {"metadata": {"name": "pvc-1"}, "spec": spec}
-
-
 def damage(cluster: Cluster, node: str, volume_id: str) -> None:
     """The node's driver starts again and finds the record cut in half."""
     driver = cluster.nodes[node]
@@ -51,7 +45,7 @@ def damage(cluster: Cluster, node: str, volume_id: str) -> None:
 def test_a_quarantined_record_is_told_at_the_node_and_at_its_claim(cluster: Cluster) -> None:
     cluster.add_node("node-a")
     volume_id = cluster.controller.call("CreateVolume", on("pvc-1", "node-a")).volume.volume_id
-    cluster.api.stored["/api/v1/persistentvolumes/pvc-1"] = volume_of(volume_id)
+    cluster.api.add_volume("pvc-1", volume_id)
     damage(cluster, "node-a", volume_id)
     until(lambda: about(cluster, "PersistentVolumeClaim"), LOOK, "an Event at the claim")
     node, claim = about(cluster, "Node"), about(cluster, "PersistentVolumeClaim")
@@ -73,7 +67,7 @@ def test_a_quarantined_record_is_told_at_the_node_and_at_its_claim(cluster: Clus
 def test_a_node_cannot_speak_of_a_claim_that_is_not_its_own(cluster: Cluster, other: dict[str, str]) -> None:
     cluster.add_node("node-a")
     volume_id = cluster.controller.call("CreateVolume", on("pvc-1", "node-a")).volume.volume_id
-    cluster.api.stored["/api/v1/persistentvolumes/pvc-1"] = volume_of(**{"handle": volume_id, **other})
+    cluster.api.add_volume("pvc-1", **{"handle": volume_id, **other})
     damage(cluster, "node-a", volume_id)
     until(lambda: "GET /api/v1/persistentvolumes/pvc-1" in cluster.api.requests, LOOK, "the claim is looked for")
     assert len(about(cluster, "Node")) == 1
