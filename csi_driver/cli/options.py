@@ -90,7 +90,7 @@ _SERVING = (
         show_envvar=True,
         default="",
         metavar="HOST:PORT",
-        help="Serve /metrics, /healthz and /readyz there.  [default: off]",
+        help="Serve /metrics, /healthz and /readyz there; :PORT is every address.  [default: off]",
     ),
     click.option(
         "--log-format",

@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 30.0
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """`HOST:PORT`, `[V6]:PORT` or `:PORT` as a pair.
+    """`HOST:PORT`, `[V6]:PORT`, or `:PORT` for every address of both families, as a pair.
 
     Raises: InvalidField.
     """
@@ -40,6 +40,8 @@ class HealthServer:
         Raises: InvalidField; OSError when the address cannot be bound.
         """
         host, port = parse_address(address)
+        if not host and socket.has_dualstack_ipv6():
+            host = "::"
         kind = _ListenerV6 if ":" in host else _Listener
         self._server = kind((host, port), _handler(metrics, is_ready, is_alive))
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
@@ -63,6 +65,11 @@ class _Listener(http.server.ThreadingHTTPServer):
 
 class _ListenerV6(_Listener):
     address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        # Whatever the machine's default is, `::` takes IPv4 too.
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 def _exposition(metrics: Metrics) -> tuple[HTTPStatus, str, bytes]:

@@ -193,6 +193,19 @@ def closing_server(metrics: Metrics) -> Iterator[int]:
         health.stop()
 
 
+@pytest.mark.parametrize("address", [":0", "[::]:0", "0.0.0.0:0"])
+def test_a_listener_on_every_address_is_reached_by_ipv4(address: str) -> None:
+    health = HealthServer(address, Metrics(), is_ready=lambda: True, is_alive=lambda: True)
+    health.start()
+    try:
+        assert get(health.port, "/healthz")[0] == 200
+        if address == ":0":
+            with socket.create_connection(("::1", health.port), timeout=5):
+                pass
+    finally:
+        health.stop()
+
+
 # One table of codes
 
 FAILURES = [

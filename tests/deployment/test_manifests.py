@@ -170,7 +170,7 @@ def test_the_nodes_arguments_are_understood_as_they_are_meant(monkeypatch: pytes
             PoolOptions(PoolName("slow"), "/hdd", init=True),
         ),
         state_dir="/run/hostvol",
-        http_address="0.0.0.0:9808",
+        http_address=":9808",
         shutdown_seconds=20.0,
         controller="hostvol-controller.elsewhere.svc:9809",
         kubelet_dir="/var/lib/other/kubelet",
@@ -194,7 +194,7 @@ def test_the_controllers_arguments_are_understood_as_they_are_meant(monkeypatch:
     assert (config.endpoint, config.listen, config.http_address) == (
         "unix:///csi/csi.sock",
         app_controller.DEFAULT_LISTEN,
-        "0.0.0.0:9810",
+        ":9810",
     )
     assert (config.audience, config.node_account) == ("disks.example.com", "hostvol-node")
     # What nodes dial is on the certificate, and what it keeps is what it may keep.
