@@ -30,6 +30,7 @@ def orphans(connect: Connect, /, endpoint: str, output: str, driver_name: str, *
 
     \b
     Examples:
+      hostvol orphans --output json
       kubectl exec -n hostvol-system hostvol-controller-0 -- hostvol orphans
     """
     from csi_driver.cluster.orchestrator import Access, Orchestrator  # noqa: PLC0415 - `--help` does not need it
