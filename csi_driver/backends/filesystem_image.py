@@ -11,16 +11,19 @@ from typing import Final
 from csi_driver.backends import options
 from csi_driver.backends.attachments import Attachments
 from csi_driver.backends.image import ImageFiles
-from csi_driver.errors import VolumeDamaged
+from csi_driver.errors import GrowthRefused, VolumeBusy, VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import filesystem, mount, mountinfo
+from csi_driver.linux import filesystem, growth, mount, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR, device_path
+from csi_driver.linux.process import ToolError, ToolTimeout
 from csi_driver.model import Usage, Volume
 
 # XFS refuses a second filesystem of one UUID; clones of a template share theirs.
 _ALWAYS: Final = {"xfs": ("nouuid",)}
 # What the machine lacks for the moment says nothing about the image.
 _PASSING: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
+_GROW_SECONDS: Final = 900.0
+_REFUSED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL})
 _UUID_STAYS: Final = frozenset({errno.ENOTTY, errno.EROFS, errno.EOPNOTSUPP})
 
 
@@ -38,6 +41,29 @@ class FilesystemImageBackend:
     def build(self, volume: Volume, object_fd: int) -> None:
         self._files.build(volume, object_fd)
 
+    def require_extendable(self, volume: Volume) -> None:
+        self._attachments.require_image(volume)
+
+    def extend(self, volume: Volume, to_bytes: int) -> None:
+        self._files.extend(volume, to_bytes)
+
+    def retract(self, volume: Volume) -> None:
+        self._files.retract(volume)
+
+    def grow(self, volume: Volume, mounted_fd: int | None) -> None:
+        """The device has the size of its image, and the filesystem that of its device.
+
+        Raises: GrowthRefused where the kernel does not let it grow while it is mounted; VolumeBusy; OSError.
+        """
+        with self._attachments.grown_device(volume) as device_fd:
+            if device_fd is None or mounted_fd is None:
+                return
+            try:
+                if growth.grow_mounted(volume.fs_type, mounted_fd, device_fd, volume.capacity_bytes):
+                    crash_point("grow.filesystem_grown")
+            except OSError as cause:
+                raise _growth_failure(volume, cause) from cause
+
     def own_bytes(self, volume: Volume) -> int:
         with self._attachments.undisturbed():
             return self._files.own_bytes(volume)
@@ -54,6 +80,7 @@ class FilesystemImageBackend:
             # Still published, but its staging mount was taken away behind our back: show the same superblock again.
             self._mount(volume, device_path(number), target_fd, mount_flags)
         else:
+            self._grow_unmounted(volume)
             with self._attachments.attach(volume, autoclear=True) as device:
                 self._mount(volume, device.path, target_fd, mount_flags)
         crash_point("stage.mounted")
@@ -122,6 +149,27 @@ class FilesystemImageBackend:
             space.inodes_free,
         )
 
+    def _grow_unmounted(self, volume: Volume) -> None:
+        """Let an ext4 grow that could not while it was mounted; XFS and btrfs grow only when they are.
+
+        Raises: VolumeBusy while somebody has the image open, or when it takes too long; VolumeDamaged.
+        """
+        if volume.fs_type != "ext4":
+            return
+        with self._attachments.unattached(volume) as image_fd:
+            if not growth.unmounted_ext4_lags(image_fd, volume.capacity_bytes):
+                return
+        path = self._attachments.image_path(volume.volume_id)
+        try:
+            growth.grow_unmounted_ext4(path, volume.capacity_bytes, _GROW_SECONDS)
+        except ToolTimeout as cause:
+            raise VolumeBusy(volume.volume_id, f"its filesystem is being grown: {cause.strerror}") from cause
+        except ToolError as cause:
+            raise VolumeDamaged(
+                volume.volume_id, f"its filesystem cannot be grown: {cause.strerror}; repair it by e2fsck -f {path}"
+            ) from cause
+        crash_point("stage.filesystem_grown")
+
     @staticmethod
     def _mount(volume: Volume, source: str, target_fd: int, mount_flags: tuple[str, ...]) -> None:
         wanted = options.checked(volume.fs_type, mount_flags)
@@ -143,3 +191,20 @@ class FilesystemImageBackend:
         source = device_path(number)
         found = mountinfo.read_mounts(mountinfo.source_needle(source))
         return [entry for entry in found if entry.source == source]
+
+
+def _growth_failure(volume: Volume, cause: OSError) -> Exception:
+    if cause.errno == errno.EROFS:
+        return GrowthRefused(volume.volume_id, f"its {volume.fs_type} is mounted read-only; stage it without `ro`")
+    if cause.errno == errno.EBUSY:
+        return VolumeBusy(volume.volume_id, f"its {volume.fs_type} does not grow now: {cause.strerror}")
+    if volume.fs_type != "ext4" or cause.errno not in _REFUSED:
+        return cause
+    later = "stop what uses it, and it grows when it is staged next"
+    if growth.may_grow_mounted_ext4():
+        return GrowthRefused(volume.volume_id, f"the kernel refuses its mounted ext4 ({cause.strerror}); {later}")
+    return GrowthRefused(
+        volume.volume_id,
+        f"the kernel grows a mounted ext4 only for CAP_SYS_RESOURCE, which this driver lacks; {later}, or give the "
+        "driver that capability",
+    )
