@@ -105,7 +105,7 @@ class Attachments:
 
     @contextmanager
     def unattached(self, volume: Volume) -> Iterator[int]:
-        """A read-only descriptor of an image that nobody has open.
+        """A descriptor of an image that nobody else has open.
 
         Raises: VolumeBusy; VolumeDamaged when it is missing or too short.
         """
@@ -135,15 +135,17 @@ class Attachments:
         finally:
             os.close(device_fd)
 
-    def require_image(self, volume: Volume) -> None:
-        """Refuse a volume whose image is not there or shorter than it says.
+    @contextmanager
+    def looked_at(self, volume: Volume) -> Iterator[int]:
+        """A descriptor, for a moment, of the image, whoever has it open.
 
-        Raises: VolumeDamaged.
+        Raises: VolumeDamaged when it is missing or shorter than its record says.
         """
         with self.undisturbed():
             image_fd = self._open(volume)
             try:
                 self._require_size(volume, os.fstat(image_fd))
+                yield image_fd
             finally:
                 os.close(image_fd)
 

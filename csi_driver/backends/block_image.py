@@ -28,8 +28,9 @@ class BlockImageBackend:
     def build(self, volume: Volume, object_fd: int) -> None:
         self._files.build(volume, object_fd)
 
-    def require_extendable(self, volume: Volume) -> None:
-        self._attachments.require_image(volume)
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
+        with self._attachments.looked_at(volume):
+            pass
 
     def extend(self, volume: Volume, to_bytes: int) -> None:
         self._files.extend(volume, to_bytes)

@@ -103,7 +103,7 @@ class DirectoryBackend:
         finally:
             os.close(data_fd)
 
-    def require_extendable(self, volume: Volume) -> None:
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
         """A limit can be raised only where one is enforced.
 
         Raises: GrowthRefused.
@@ -114,13 +114,13 @@ class DirectoryBackend:
 
     def extend(self, volume: Volume, to_bytes: int) -> None:
         """The limit is `to_bytes`, at once and durably."""
-        self.require_extendable(volume)
+        self.require_extendable(volume, to_bytes)
         self._set_limit(volume, to_bytes)
         crash_point("directory.limit_raised")
 
     def retract(self, volume: Volume) -> None:
         """The limit is the volume's size again; what was written beyond it meanwhile stays."""
-        self.require_extendable(volume)
+        self.require_extendable(volume, volume.capacity_bytes)
         self._set_limit(volume, volume.capacity_bytes)
 
     def grow(self, volume: Volume, mounted_fd: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import uuid
 from typing import Final
@@ -11,18 +12,18 @@ from typing import Final
 from csi_driver.backends import options
 from csi_driver.backends.attachments import Attachments
 from csi_driver.backends.image import ImageFiles
-from csi_driver.errors import GrowthRefused, VolumeBusy, VolumeDamaged
+from csi_driver.backends.unmounted_growth import UnmountedGrowth
+from csi_driver.errors import CapacityOutOfRange, GrowthRefused, VolumeBusy, VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import filesystem, growth, mount, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR, device_path
-from csi_driver.linux.process import ToolError, ToolTimeout
 from csi_driver.model import Usage, Volume
 
+_log = logging.getLogger("hostvol.growth")
 # XFS refuses a second filesystem of one UUID; clones of a template share theirs.
 _ALWAYS: Final = {"xfs": ("nouuid",)}
 # What the machine lacks for the moment says nothing about the image.
 _PASSING: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
-_GROW_SECONDS: Final = 900.0
 _REFUSED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL})
 _UUID_STAYS: Final = frozenset({errno.ENOTTY, errno.EROFS, errno.EOPNOTSUPP})
 
@@ -30,9 +31,10 @@ _UUID_STAYS: Final = frozenset({errno.ENOTTY, errno.EROFS, errno.EOPNOTSUPP})
 class FilesystemImageBackend:
     """Images of one pool that hold ext4, xfs or btrfs."""
 
-    def __init__(self, files: ImageFiles, attachments: Attachments) -> None:
+    def __init__(self, files: ImageFiles, attachments: Attachments, unmounted: UnmountedGrowth) -> None:
         self._files = files
         self._attachments = attachments
+        self._unmounted = unmounted
 
     def choose_identity(self, volume: Volume) -> Volume:
         """The volume with the UUID that its ext4 will bear (XFS clones share their template's, btrfs makes its own)."""
@@ -41,8 +43,18 @@ class FilesystemImageBackend:
     def build(self, volume: Volume, object_fd: int) -> None:
         self._files.build(volume, object_fd)
 
-    def require_extendable(self, volume: Volume) -> None:
-        self._attachments.require_image(volume)
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
+        """What only resize2fs can grow has the bounds that it was made with.
+
+        Raises: CapacityOutOfRange; VolumeDamaged; OSError.
+        """
+        with self._attachments.looked_at(volume) as image_fd:
+            most = growth.most_ext4_bytes(image_fd) if volume.fs_type == "ext4" else None
+        if most is not None and to_bytes > most:
+            raise CapacityOutOfRange(
+                f"capacity_range.required_bytes: {to_bytes} is more than the ext4 of volume {volume.volume_id} can "
+                f"become while this driver lacks CAP_SYS_RESOURCE, {most}"
+            )
 
     def extend(self, volume: Volume, to_bytes: int) -> None:
         self._files.extend(volume, to_bytes)
@@ -80,7 +92,7 @@ class FilesystemImageBackend:
             # Still published, but its staging mount was taken away behind our back: show the same superblock again.
             self._mount(volume, device_path(number), target_fd, mount_flags)
         else:
-            self._grow_unmounted(volume)
+            self._settle_unmounted(volume)
             with self._attachments.attach(volume, autoclear=True) as device:
                 self._mount(volume, device.path, target_fd, mount_flags)
         crash_point("stage.mounted")
@@ -149,26 +161,20 @@ class FilesystemImageBackend:
             space.inodes_free,
         )
 
-    def _grow_unmounted(self, volume: Volume) -> None:
+    def _settle_unmounted(self, volume: Volume) -> None:
         """Let an ext4 grow that could not while it was mounted; XFS and btrfs grow only when they are.
 
-        Raises: VolumeBusy while somebody has the image open, or when it takes too long; VolumeDamaged.
+        Raises: VolumeBusy while somebody has the image open, or when it takes too long; VolumeDamaged; OSError.
         """
         if volume.fs_type != "ext4":
             return
         with self._attachments.unattached(volume) as image_fd:
-            if not growth.unmounted_ext4_lags(image_fd, volume.capacity_bytes):
-                return
-        path = self._attachments.image_path(volume.volume_id)
-        try:
-            growth.grow_unmounted_ext4(path, volume.capacity_bytes, _GROW_SECONDS)
-        except ToolTimeout as cause:
-            raise VolumeBusy(volume.volume_id, f"its filesystem is being grown: {cause.strerror}") from cause
-        except ToolError as cause:
-            raise VolumeDamaged(
-                volume.volume_id, f"its filesystem cannot be grown: {cause.strerror}; repair it by e2fsck -f {path}"
-            ) from cause
-        crash_point("stage.filesystem_grown")
+            self._unmounted.settle(volume, image_fd)
+            try:
+                self._unmounted.ensure_grown(volume, image_fd)
+            except GrowthRefused as refused:
+                # A smaller filesystem is no reason to keep a workload from its data.
+                _log.warning("%s", refused)
 
     @staticmethod
     def _mount(volume: Volume, source: str, target_fd: int, mount_flags: tuple[str, ...]) -> None:

@@ -20,10 +20,10 @@ class Backend(Protocol):
     def build(self, volume: Volume, object_fd: int) -> None:
         """Make and fsync the content beside the record, in an object directory under `tmp/`."""
 
-    def require_extendable(self, volume: Volume) -> None:
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
         """Refuse an extension that can be known to fail, before anything is intended.
 
-        Raises: GrowthRefused naming the remedy; VolumeDamaged.
+        Raises: GrowthRefused naming the remedy; CapacityOutOfRange; VolumeDamaged.
         """
 
     def extend(self, volume: Volume, to_bytes: int) -> None:

@@ -96,7 +96,7 @@ class Growth:
         return volume
 
     def _extended(self, pool: Pool, volume: Volume, to_bytes: int) -> Volume:
-        pool.backend(volume).require_extendable(volume)
+        pool.backend(volume).require_extendable(volume, to_bytes)
         self._admit(pool, volume, to_bytes)
         try:
             return self._extension.extend(volume, to_bytes)

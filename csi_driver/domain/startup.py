@@ -183,6 +183,7 @@ class PoolLoader:
             initialise_pool(options.directory, self._driver_name)
         pool = Pool(options, self._driver_name, self._state_dir)
         try:
+            pool.unmounted_growth.settle_all()
             volumes = self._load(pool)
             self._pools.add(pool, self._catalogue.all)
         except BaseException:

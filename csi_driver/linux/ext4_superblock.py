@@ -21,6 +21,7 @@ from typing import Final
 OFFSET: Final = 1024
 BYTES: Final = 1024
 MAGIC: Final = 0xEF53
+INCOMPAT_64BIT: Final = 0x80
 INCOMPAT_CSUM_SEED: Final = 0x2000
 RO_COMPAT_METADATA_CSUM: Final = 0x400
 _MAGIC_AT: Final = 0x38
@@ -43,7 +44,8 @@ _INODE_SIZE_AT: Final = 0x58
 _COMPAT_AT: Final = 0x5C
 _RESERVED_DESCRIPTORS_AT: Final = 0xCE
 _BLOCKS_HIGH_AT: Final = 0x150
-_DESCRIPTOR_BYTES: Final = 64
+_DESCRIPTOR_SIZE_AT: Final = 0xFE
+_SHORT_DESCRIPTOR_BYTES: Final = 32
 _LEAST_IN_GROUP: Final = 50
 
 
@@ -56,7 +58,16 @@ class Ext4Size:
     first_block: int
     group_blocks: int
     group_overhead: int
+    reserved_descriptor_blocks: int
+    descriptor_bytes: int
     grows_mounted: bool
+
+    @property
+    def most_blocks_in_place(self) -> int:
+        """What it can have before its group descriptors need blocks that hold something else."""
+        groups = -(-(self.blocks - self.first_block) // self.group_blocks)
+        held = -(-groups * self.descriptor_bytes // self.block_size) + self.reserved_descriptor_blocks
+        return held * (self.block_size // self.descriptor_bytes) * self.group_blocks + self.first_block
 
     def blocks_on(self, device_bytes: int) -> int:
         """The blocks that it would have on a device of this size, never less than it has.
@@ -65,7 +76,7 @@ class Ext4Size:
         """
         wanted = device_bytes // self.block_size
         rest = (wanted - self.first_block) % self.group_blocks
-        descriptors = wanted // self.group_blocks * _DESCRIPTOR_BYTES // self.block_size
+        descriptors = wanted // self.group_blocks * self.descriptor_bytes // self.block_size
         if wanted - rest >= self.blocks and rest < self.group_overhead + descriptors:
             wanted -= rest
         return max(wanted, self.blocks)
@@ -85,6 +96,7 @@ def size(fd: int) -> Ext4Size:
     block_size = 1024 << _u32(block, _BLOCK_SIZE_AT)
     tables = -(-_u32(block, _GROUP_INODES_AT) * _u16(block, _INODE_SIZE_AT) // block_size)
     has_errors = _u16(block, _STATE_AT) & ERROR_FS
+    incompat, _ = _FEATURES.unpack_from(block, _FEATURES_AT)
     return Ext4Size(
         blocks=_u32(block, _BLOCKS_AT) | _u32(block, _BLOCKS_HIGH_AT) << 32,
         block_size=block_size,
@@ -92,6 +104,8 @@ def size(fd: int) -> Ext4Size:
         group_blocks=_u32(block, _GROUP_BLOCKS_AT),
         # Two bitmaps, the inode table, a copy of the superblock, the room for descriptors behind it.
         group_overhead=_LEAST_IN_GROUP + 4 + tables + _u16(block, _RESERVED_DESCRIPTORS_AT),
+        reserved_descriptor_blocks=_u16(block, _RESERVED_DESCRIPTORS_AT),
+        descriptor_bytes=_u16(block, _DESCRIPTOR_SIZE_AT) if incompat & INCOMPAT_64BIT else _SHORT_DESCRIPTOR_BYTES,
         grows_mounted=not (has_errors or _u32(block, _COMPAT_AT) & COMPAT_SPARSE_SUPER2),
     )
 

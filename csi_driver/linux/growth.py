@@ -1,8 +1,8 @@
 """Filesystems made as large as the device that they lie on; it knows descriptors and bytes, and no volume.
 
 A mounted one is grown by its own ioctl, which the workload does not notice. XFS and btrfs want CAP_SYS_ADMIN for it,
-ext4 CAP_SYS_RESOURCE, which root in a container or a restricted machine may lack: resize2fs grows one that is not
-mounted without it.
+ext4 CAP_SYS_RESOURCE, which root in a container or a restricted machine may lack. One that is not mounted is grown by
+resize2fs without it, here in a copy of its metadata.
 
 Source: fs/ext4/{ioctl,resize}.c, fs/xfs/libxfs/xfs_fs.h, fs/xfs/xfs_fsops.c, fs/btrfs/ioctl.c.
 """
@@ -45,6 +45,14 @@ def may_grow_mounted_ext4() -> bool:
     return found is not None and bool(int(found[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
+def most_ext4_bytes(image_fd: int) -> int | None:
+    """How large the ext4 in an image can become here; None: as large as any."""
+    if may_grow_mounted_ext4():
+        return None
+    size = ext4_superblock.size(image_fd)
+    return size.most_blocks_in_place * size.block_size
+
+
 def grow_mounted(name: str, mounted_fd: int, device_fd: int, device_bytes: int) -> bool:
     """Let the mounted filesystem take its whole device; True when it was made larger, False when it was so already.
 
@@ -59,32 +67,38 @@ def grow_mounted(name: str, mounted_fd: int, device_fd: int, device_bytes: int) 
 
 
 def unmounted_ext4_lags(image_fd: int, image_bytes: int) -> bool:
-    """Whether the ext4 in an image that nobody has mounted can be larger, and only resize2fs can make it so."""
-    size = ext4_superblock.size(image_fd)
+    """Whether the ext4 in an image that nobody has mounted can be larger, and only resize2fs can make it so.
+
+    No where there is no ext4 at all: the mount will say what is wrong.
+    """
+    try:
+        size = ext4_superblock.size(image_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
     if size.blocks_on(image_bytes) <= size.blocks:
         return False
     return not (size.grows_mounted and may_grow_mounted_ext4())
 
 
-def grow_unmounted_ext4(image_path: str, image_bytes: int, timeout: float) -> None:
-    """Check an ext4 in an image that nobody has open, and let it take the whole image. Idempotent.
+def copy_grown_ext4(image_path: str, copy_path: str, blocks: int, timeout: float) -> None:
+    """Make a copy of the metadata of an unmounted, checked ext4, grown to so many blocks, in a sparse file.
 
-    The check is a full one: resize2fs moves what it finds, and an earlier one that was killed left marks of its work.
-    Both tools die with the calling thread. `timeout` is in seconds, for each. Durable when this returns.
+    Not more blocks than it can have without moving data, which the copy lacks (Ext4Size.most_blocks_in_place). The copy
+    is checked. All tools die with the calling thread; `timeout` is in seconds, for each. Nothing is synced.
 
     Raises:
-        OSError: ToolError when e2fsck leaves errors, or resize2fs fails; ToolMissing; ToolTimeout.
+        OSError: ToolError, ToolMissing, ToolTimeout; ENOSPC.
     """
-    filesystem.check_ext4(image_path, timeout, thoroughly=True)
-    image_fd = os.open(image_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        size = ext4_superblock.size(image_fd)
-        wanted = size.blocks_on(image_bytes)
-        if wanted > size.blocks:
-            process.run(["resize2fs", "--", image_path, str(wanted)], timeout=timeout, die_with_caller=True)
-        os.fsync(image_fd)
-    finally:
-        os.close(image_fd)
+
+    def run(*command: str) -> None:
+        process.run(command, timeout=timeout, die_with_caller=True)
+
+    run("e2image", "-r", image_path, copy_path)
+    os.truncate(copy_path, blocks * filesystem.BLOCK_SIZE)
+    run("resize2fs", "--", copy_path, str(blocks))
+    run("e2fsck", "-fn", "--", copy_path)
 
 
 def _grow_ext4(mounted_fd: int, device_fd: int, device_bytes: int) -> bool:
