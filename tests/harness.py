@@ -409,6 +409,20 @@ class Workload:
         self.driver.call("NodePublishVolume", self.publish_request(number, readonly=readonly))
         return self.target(number)
 
+    def expand(self, size_bytes: int) -> int:
+        """ControllerExpandVolume; the size that the volume has then."""
+        return int(self.driver.call("ControllerExpandVolume", self.expand_request(size_bytes)).capacity_bytes)
+
+    def expand_request(self, size_bytes: int) -> csi_pb2.ControllerExpandVolumeRequest:
+        request = csi_pb2.ControllerExpandVolumeRequest(volume_id=self.volume_id)
+        request.capacity_range.required_bytes = size_bytes
+        return request
+
+    def expand_on_node(self, path: str = "") -> int:
+        """NodeExpandVolume at a path, that of the first publication if it is not given; the volume's size."""
+        answer = self.driver.call("NodeExpandVolume", volume_id=self.volume_id, volume_path=path or self.target())
+        return int(answer.capacity_bytes)
+
     def unpublish(self, number: int = 0) -> None:
         self.driver.call("NodeUnpublishVolume", volume_id=self.volume_id, target_path=self.target(number))
 
