@@ -2,6 +2,8 @@
 
 - A create that was acknowledged is there afterwards, with its record, and can be used; its filesystem is clean.
 - A delete that was acknowledged stays done.
+- An expansion that was acknowledged has been made, in the record, the image and the limit; one that was not is finished
+  or taken back.
 - A create that was not acknowledged left a whole volume or nothing.
 - What a workload fsynced inside a volume is in the volume.
 - The driver starts on what the cut left, and clears the half-built and the half-removed away.
@@ -84,12 +86,23 @@ class Round:
             if key not in self.book.alive | self.book.deleting and name not in maybe
         ]
         assert unasked == []
+        self.check_sizes()
         appeared = {key: Kept(name, maybe[name].kind, key) for key, name in records.items() if name in maybe}
         undeleted = {key: kept for key, kept in self.book.deleting.items() if key in records}
         self.book.creating, self.book.deleting = {}, {}
         self.book.alive |= appeared | undeleted
         assert "quarantine" not in self.driver.log()
         self.wait_for_housekeeping()
+
+    def check_sizes(self) -> None:
+        """No volume is smaller than it was said to be, and every image as large as its record says."""
+        told = {
+            entry.volume.volume_id: entry.volume.capacity_bytes for entry in self.driver.call("ListVolumes").entries
+        }
+        for volume_id, size_bytes in told.items():
+            assert size_bytes >= self.book.sizes.get(volume_id, 0), volume_id
+            image = self.driver.pool / "volumes" / volume_id / "disk.img"
+            assert not image.exists() or image.stat().st_size == size_bytes, volume_id
 
     def check_usable(self, fresh: dict[str, Kept]) -> None:
         for kept in fresh.values():
@@ -127,7 +140,8 @@ class Round:
         content = self.driver.pool / "volumes" / workload.volume_id
         if workload.parameters.get("type") == "directory":
             if "quota" not in workload.parameters:
-                check_limit(content / "data", workload.size_bytes)
+                told = self.driver.call("ControllerGetVolume", volume_id=workload.volume_id).volume
+                check_limit(content / "data", told.capacity_bytes)
         elif not workload.block:
             tool = ["xfs_repair", "-n"] if workload.fs_type == "xfs" else ["e2fsck", "-fn"]
             run(*tool, str(content / "disk.img"))
@@ -186,6 +200,7 @@ def test_cuts_lose_nothing_that_was_acknowledged(round_: Round, request: pytest.
         publish_diaries(round_, diaries)
     print(
         f"{name}: {CUTS} cuts, {acknowledged} calls acknowledged, {checked} volumes used, "
+        f"{len(round_.book.sizes)} expansions, "
         f"{sum(round_.book.written.values())} numbers fsynced by workloads, lost {round_.lost}, risen {round_.risen}"
     )
     assert acknowledged > CUTS, "the driver hardly worked: the cuts proved little"
