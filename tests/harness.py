@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 
-from csi_driver.linux import libc
+from csi_driver.linux import growth, libc
 from csi_driver.pb import admin_pb2, csi_pb2
 
 MIB = 1 << 20
@@ -351,6 +351,14 @@ def create_request(
         request.capacity_range.required_bytes = size_bytes
         request.capacity_range.limit_bytes = limit_bytes
     return request
+
+
+def only_by_resize2fs(driver: Driver) -> None:
+    """Start the driver, from now on, without the capability by which the kernel grows a mounted ext4."""
+    command = driver.command
+    if growth.may_grow_mounted_ext4():
+        driver.command = lambda: ["setpriv", "--bounding-set", "-sys_resource", "--", *command()]  # type: ignore[method-assign]
+        driver.restart()
 
 
 DIRECTORY = {"type": "directory", "quota": "none"}

@@ -8,6 +8,7 @@
 - What a workload fsynced inside a volume is in the volume.
 - The driver starts on what the cut left, and clears the half-built and the half-removed away.
 - A directory volume of a btrfs has its subvolume and its limit.
+- An ext4 that is grown while nobody has it mounted is whole, whichever step the cut comes after.
 - Without the driver's fsyncs the same cuts do lose volumes: they are able to.
 
 `disks` says why these are power cuts.
@@ -29,7 +30,7 @@ import pytest
 
 from tests.durability.disks import Disk
 from tests.durability.load import KINDS, Book, Kept, Load, read_number, write_number
-from tests.harness import MIB, Driver, Workload, run
+from tests.harness import MIB, Code, Driver, Workload, only_by_resize2fs, run
 
 CUTS = 20
 _HOUSEKEEPING_SECONDS = 20.0
@@ -226,3 +227,24 @@ def is_broken(image: Path) -> bool:
     """Whether e2fsck finds fault."""
     done = subprocess.run(["e2fsck", "-fn", str(image)], check=False, capture_output=True, timeout=60)
     return done.returncode != 0
+
+
+@pytest.mark.parametrize("point", ["growth.copied", "redo.written", "redo.carried_out", "redo.removed"])
+def test_a_cut_while_an_unmounted_ext4_grows_leaves_it_whole(round_: Round, point: str) -> None:
+    workload = Workload(round_.driver, "grown", size_bytes=32 * MIB)
+    write_number(workload.up(), 7)
+    workload.unpublish()
+    workload.unstage()
+    workload.expand(512 * MIB)
+    only_by_resize2fs(round_.driver)
+    round_.driver.restart(HOSTVOL_CRASH_AT=point)
+    assert round_.driver.code("NodeStageVolume", workload.stage_request()) is Code.UNAVAILABLE
+    round_.disk.cut()
+    round_.reboot()
+    workload.stage()
+    place = workload.publish()
+    assert read_number(place) == 7
+    assert shutil.disk_usage(place).total > 400 * MIB
+    workload.unpublish()
+    workload.unstage()
+    run("e2fsck", "-fn", str(round_.driver.pool / "volumes" / workload.volume_id / "disk.img"))

@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 
 from csi_driver.errors import RecordDamaged
-from csi_driver.linux import growth
 from csi_driver.store import redo
-from tests.harness import MIB, Driver, Workload, run
+from tests.harness import MIB, Driver, Workload, only_by_resize2fs, run
 
 BLOCKS = [(0, b"first" * 100), (8192, b"\0" * 4096), (1 << 20, b"z" * 4096)]
 
@@ -128,20 +127,11 @@ def check_served(workload: Workload, least_bytes: int, most_bytes: int) -> None:
     run("e2fsck", "-fn", f"{workload.driver.pool}/volumes/{workload.volume_id}/disk.img")
 
 
-def only_resize2fs(driver: Driver) -> None:
-    """Take away the capability by which the kernel would grow a mounted ext4, where root has it."""
-    if growth.may_grow_mounted_ext4():
-        driver.kill()
-        command = driver.command
-        driver.command = lambda: ["setpriv", "--bounding-set", "-sys_resource", "--", *command()]  # type: ignore[method-assign]
-        driver.start()
-
-
 @pytest.mark.parametrize("writes", [1, 3, 4, 6, 9, 12, 16, 20, 24])
 def test_a_resize2fs_that_is_killed_at_a_write_harms_nothing(
     grown: Workload, tools: Callable[[str, str], None], writes: int
 ) -> None:
-    only_resize2fs(grown.driver)
+    only_by_resize2fs(grown.driver)
     image = grown.driver.pool / "volumes" / grown.volume_id / "disk.img"
     run("e2fsck", "-fp", str(image))
     kill = f"strace -f -qq -o /dev/null -e inject=pwrite64,write:signal=KILL:when={writes}"
@@ -153,7 +143,7 @@ def test_a_resize2fs_that_is_killed_at_a_write_harms_nothing(
 
 @pytest.mark.parametrize("tool", ["e2image", "resize2fs"])
 def test_a_tool_that_fails_costs_only_the_growth(grown: Workload, tools: Callable[[str, str], None], tool: str) -> None:
-    only_resize2fs(grown.driver)
+    only_by_resize2fs(grown.driver)
     tools(tool, "echo it fails >&2; exit 1")
     check_served(grown, 32 * MIB, 64 * MIB)
     assert "it fails" in grown.driver.log()
@@ -161,7 +151,7 @@ def test_a_tool_that_fails_costs_only_the_growth(grown: Workload, tools: Callabl
 
 
 def test_it_grows_when_the_tools_work_again(grown: Workload, tmp_path: Path) -> None:
-    only_resize2fs(grown.driver)
+    only_by_resize2fs(grown.driver)
     check_served(grown, 900 * MIB, 1024 * MIB)
     assert [path for path in grown.driver.files() if path.startswith("tmp/")] == []
     grown.delete()
