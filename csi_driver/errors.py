@@ -231,4 +231,5 @@ class CallFailed(HostvolError):
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
+        self.message = message
         super().__init__(f"{message} ({code})")

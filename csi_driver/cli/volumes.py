@@ -10,8 +10,9 @@ import click
 
 from csi_driver.cli import options
 from csi_driver.cli.client import Connect, DriverClient, find_volume
-from csi_driver.cli.output import Size, show_fields, show_rows
+from csi_driver.cli.output import Size, human_bytes, show_fields, show_rows
 from csi_driver.cli.progress import watched
+from csi_driver.errors import CallFailed
 
 _COLUMNS = {
     "VOLUME": "volume_id",
@@ -128,7 +129,7 @@ def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **a
         )
         places = [*found["staging_paths"], *found["target_paths"]]
         if grown["node_expansion_required"] and places:
-            client.expand_on_node(volume_id, places[0])
+            _expand_filesystem(client, volume_id, places[0], grown["capacity_bytes"])
         detail = client.volume(volume_id)
     show_fields(detail, output)
 
@@ -196,6 +197,16 @@ def umount(connect: Connect, name_or_id: str, target: str, endpoint: str) -> Non
         client.unpublish(found["volume_id"], target)
         _unstage_ours(client, found["volume_id"])
     click.echo(f"{found['volume_id']} is not mounted at {target}")
+
+
+def _expand_filesystem(client: DriverClient, volume_id: str, path: str, size_bytes: int) -> None:
+    try:
+        client.expand_on_node(volume_id, path)
+    except CallFailed as failure:
+        size = human_bytes(size_bytes)
+        raise CallFailed(
+            failure.code, f"{volume_id} has {size} now, its filesystem not yet: {failure.message}"
+        ) from failure
 
 
 def _unstage_ours(client: DriverClient, volume_id: str) -> None:
