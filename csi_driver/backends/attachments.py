@@ -20,7 +20,6 @@ from csi_driver.store.pool import PoolDirectory
 IMAGE = "disk.img"
 _RELEASE_SECONDS = 1.0
 _SECTOR_WITHOUT_DIRECT_IO = 512
-_OPEN_ELSEWHERE = "its image is open in another process or loop device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +240,7 @@ class Attachments:
         found = os.fstat(image_fd)
         self._require_size(volume, found)
         if self._is_open_elsewhere(image_fd):
-            raise VolumeBusy(volume.volume_id, _OPEN_ELSEWHERE)
+            raise VolumeBusy(volume.volume_id, "its image is open in another process or loop device")
         return found
 
     @staticmethod

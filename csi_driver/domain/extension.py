@@ -73,7 +73,7 @@ class Extension:
         before = dataclasses.replace(intended, growing_to_bytes=0)
         try:
             pool.backend(before).retract(before)
-            self._remember(pool, before)
+            self._recall(pool, before)
         except (HostvolError, OSError) as cause:
             self._catalogue.replace(intended)
             raise UndoFailed(
@@ -81,6 +81,13 @@ class Extension:
                 f"finished nor taken back ({cause}); repeat the call"
             ) from cause
         pool.ledger.resize(before)
+
+    def _recall(self, pool: Pool, before: Volume) -> None:
+        """The record is the one from before the intent; it needs no space when it still is."""
+        where = f"{pool.store.path_of(before.volume_id)}/{records.RECORD}"
+        if records.read_volume(pool.store.volumes_fd, before.volume_id, where) != before:
+            self._remember(pool, before)
+        self._catalogue.replace(before)
 
     def _remember(self, pool: Pool, volume: Volume) -> None:
         records.replace_volume(pool.store.volumes_fd, volume)

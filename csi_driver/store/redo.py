@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from csi_driver.errors import RecordDamaged
+from csi_driver.errors import RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.store import durable
 
@@ -27,7 +27,7 @@ Block = tuple[int, bytes]
 def write(dir_fd: int, name: str, blocks: Iterable[Block]) -> None:
     """Write down what a file is to hold at which offset, durably; the log counts from then on.
 
-    Raises: OSError: ENOSPC; there is no log then.
+    Raises: OSError: ENOSPC; there is no log then. UndoFailed: there is one, which has to be carried out.
     """
     temporary = f"{name}.new"
     durable.unlink_if_there(dir_fd, temporary)
@@ -40,7 +40,10 @@ def write(dir_fd: int, name: str, blocks: Iterable[Block]) -> None:
         durable.unlink_if_there(dir_fd, temporary)
         raise
     os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    os.fsync(dir_fd)
+    try:
+        os.fsync(dir_fd)
+    except OSError as cause:
+        raise UndoFailed(f"redo log {name}: written, and not durable ({cause}); repeat the call") from cause
     crash_point("redo.written")
 
 

@@ -63,6 +63,8 @@ def check_unchanged(workload: Workload, size_bytes: int) -> None:
         ("fallocate", "EFBIG", THICK, Code.OUT_OF_RANGE),
         ("ftruncate", "EIO", {}, Code.INTERNAL),
         ("ftruncate", "ENOSPC", {}, Code.RESOURCE_EXHAUSTED),
+        ("renameat", "ENOSPC", {}, Code.RESOURCE_EXHAUSTED),
+        ("renameat", "EIO", {}, Code.INTERNAL),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
