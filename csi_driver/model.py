@@ -108,7 +108,10 @@ class VolumeSpec:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as it is held; sizes in bytes, times in seconds since the epoch."""
+    """A volume as it is held; sizes in bytes, times in seconds since the epoch.
+
+    `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet.
+    """
 
     volume_id: VolumeId
     name: str
@@ -119,6 +122,12 @@ class Volume:
     created_at: float
     fs_uuid: str = ""
     project_id: int = 0
+    growing_to_bytes: int = 0
+
+    @property
+    def promised_bytes(self) -> int:
+        """What the volume may come to hold."""
+        return max(self.capacity_bytes, self.growing_to_bytes)
 
     @property
     def pool(self) -> PoolName:
@@ -135,6 +144,11 @@ class Volume:
     @property
     def is_block(self) -> bool:
         return self.access_type is AccessType.BLOCK
+
+    @property
+    def has_filesystem(self) -> bool:
+        """Whether a filesystem of its own lies in it, which has to grow with it."""
+        return bool(self.fs_type)
 
 
 @dataclass(frozen=True, slots=True)

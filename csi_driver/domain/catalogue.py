@@ -56,6 +56,13 @@ class Catalogue:
                 self._tell(volume.volume_id, volume)
             self._ordered = sorted(self._by_id)
 
+    def replace(self, volume: Volume) -> None:
+        """The volume is like this from now on; one that is not there (yet, or any more) stays away."""
+        with self._lock:
+            if volume.volume_id in self._by_id:
+                self._by_id[volume.volume_id] = volume
+                self._tell(volume.volume_id, volume)
+
     def remove(self, volume: Volume) -> None:
         """The volume exists no more, and its name belongs to the next one that bears it. Idempotent."""
         with self._lock:

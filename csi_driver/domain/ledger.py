@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi_driver.errors import InsufficientCapacity
+from csi_driver.errors import InsufficientCapacity, NoRoomToGrow
 from csi_driver.model import BLOCK_BYTES, MIB, QuotaPolicy, Volume, VolumeId, VolumeType
 
 _RESERVE_BYTES = 64 * MIB
@@ -49,7 +49,7 @@ def growth_of(volume: Volume, own_bytes: int) -> int:
 
     Nothing for a thick one that owns all its blocks; but a workload can discard blocks of any image (mkfs does it).
     """
-    return max(0, volume.capacity_bytes - own_bytes)
+    return max(0, volume.promised_bytes - own_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,9 @@ class _Held:
     own: int
     size: int
     worst: int
+
+
+_NOTHING = _Held(0, 0, 0, 0)
 
 
 class Ledger:
@@ -109,25 +112,33 @@ class Ledger:
 
         Raises: InsufficientCapacity.
         """
-        if not is_counted(volume) or self._admit_without_measuring(volume, overcommit):
-            return
-        arrived = time.monotonic()
-        grantable = 0
-        for since in (arrived - _FRESH_SECONDS, arrived):
-            self.measure(since)
-            with self._lock:
-                grantable = self._grantable(overcommit, volume.is_thick)
-                if volume.capacity_bytes <= grantable:
-                    self._hold(volume, volume.capacity_bytes, 0)
-                    return
-        raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
+        grantable = self._refusal(volume, volume.capacity_bytes, overcommit)
+        if grantable is not None:
+            raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
+
+    def admit_growth(self, volume: Volume, to_bytes: int, overcommit: float) -> None:
+        """Promise a volume that is there what it lacks of `to_bytes`, until `resize` tells what became of it.
+
+        Raises: NoRoomToGrow.
+        """
+        grantable = self._refusal(volume, to_bytes - volume.capacity_bytes, overcommit)
+        if grantable is not None:
+            raise NoRoomToGrow(volume.volume_id, volume.pool, volume.capacity_bytes, to_bytes, grantable)
+
+    def resize(self, volume: Volume, allocated_bytes: int = 0) -> None:
+        """The volume has this size now, and was just given so many bytes of it."""
+        with self._lock:
+            held = self._held.get(volume.volume_id)
+            if held is not None:
+                growth = held.growth + volume.promised_bytes - held.size - allocated_bytes
+                self._hold(volume.volume_id, volume.promised_bytes, max(0, growth), held.own + allocated_bytes)
 
     def settle(self, volume: Volume, own_bytes: int) -> None:
         """The volume is there and owns `own_bytes`. Idempotent; also how a measurement is told."""
         if not is_counted(volume):
             return
         with self._lock:
-            self._hold(volume, growth_of(volume, own_bytes), own_bytes)
+            self._hold(volume.volume_id, volume.promised_bytes, growth_of(volume, own_bytes), own_bytes)
 
     def is_overdrawn(self, overcommit: float) -> bool:
         """Whether more is promised than there is: a stranger wrote, or templates were made after the promise."""
@@ -137,7 +148,7 @@ class Ledger:
     def forget(self, volume: Volume) -> None:
         """The volume is gone, or was never built. Idempotent."""
         with self._lock:
-            self._drop(volume)
+            self._drop(volume.volume_id)
 
     def measure(self, since: float | None = None) -> None:
         """Measure what every volume owns, unless that was begun after `since` (time.monotonic(); None: just now).
@@ -164,18 +175,38 @@ class Ledger:
         except OSError:
             measured = 0
         with self._lock:
-            # Deleted meanwhile: a promise must not come back to life.
-            if volume.volume_id in self._held:
-                self._hold(volume, growth_of(volume, measured), measured)
+            # Deleted meanwhile: a promise must not come back to life. Grown meanwhile: the size is that of the promise.
+            held = self._held.get(volume.volume_id)
+            if held is not None:
+                self._hold(volume.volume_id, held.size, max(0, held.size - measured), measured)
 
-    def _admit_without_measuring(self, volume: Volume, overcommit: float) -> bool:
+    def _refusal(self, volume: Volume, asked_bytes: int, overcommit: float) -> int | None:
+        """Promise the volume so many bytes more; where they cannot be granted, what can be instead."""
+        if not is_counted(volume) or self._admit_without_measuring(volume, asked_bytes, overcommit):
+            return None
+        arrived = time.monotonic()
+        grantable = 0
+        for since in (arrived - _FRESH_SECONDS, arrived):
+            self.measure(since)
+            with self._lock:
+                grantable = self._grantable(overcommit, volume.is_thick)
+                if asked_bytes <= grantable:
+                    self._promise(volume, asked_bytes)
+                    return None
+        return grantable
+
+    def _admit_without_measuring(self, volume: Volume, asked_bytes: int, overcommit: float) -> bool:
         with self._lock:
-            if volume.capacity_bytes > self._usable_bytes() - self._worst_bytes:
+            if asked_bytes > self._usable_bytes() - self._worst_bytes:
                 return False
-            if overcommit > 1.0 and volume.capacity_bytes > self._grantable(overcommit, volume.is_thick):
+            if overcommit > 1.0 and asked_bytes > self._grantable(overcommit, volume.is_thick):
                 return False
-            self._hold(volume, volume.capacity_bytes, 0)
+            self._promise(volume, asked_bytes)
             return True
+
+    def _promise(self, volume: Volume, more_bytes: int) -> None:
+        held = self._held.get(volume.volume_id, _NOTHING)
+        self._hold(volume.volume_id, held.size + more_bytes, held.growth + more_bytes, held.own)
 
     def _usable_bytes(self) -> int:
         space = self._filesystem.space()
@@ -188,14 +219,13 @@ class Ledger:
             return int(max(measured, usable - self._worst_bytes))
         return int(overcommit * min(usable + self._own_bytes, self._room_bytes)) - self._size_bytes
 
-    def _hold(self, volume: Volume, growth: int, own: int) -> None:
-        self._drop(volume)
-        worst = max(growth, growth_of(volume, 0))
-        self._held[volume.volume_id] = held = _Held(growth, own, volume.capacity_bytes, worst)
+    def _hold(self, volume_id: VolumeId, size: int, growth: int, own: int) -> None:
+        self._drop(volume_id)
+        self._held[volume_id] = held = _Held(growth, own, size, worst=max(growth, size))
         self._add(held, 1)
 
-    def _drop(self, volume: Volume) -> None:
-        held = self._held.pop(volume.volume_id, None)
+    def _drop(self, volume_id: VolumeId) -> None:
+        held = self._held.pop(volume_id, None)
         if held is not None:
             self._add(held, -1)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.extension import Extension
+from csi_driver.domain.growth import Growth
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
@@ -35,9 +37,11 @@ class Node:
         self.catalogue = Catalogue()
         self.claims = Claims()
         self.mounts = VolumeMounts(self.pools)
-        self.staging = Staging(self.mounts, self.catalogue, self.claims)
+        extension = Extension(self.pools, self.catalogue)
+        self.staging = Staging(self.mounts, self.catalogue, self.claims, extension)
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
+        self.growth = Growth(self.mounts, self.catalogue, self.claims, extension)
         self.volumes = Volumes(node_id, self.pools, self.catalogue, self.claims, self.staging)
         self._startup = Startup(
             pools,
@@ -46,6 +50,7 @@ class Node:
             pools=self.pools,
             catalogue=self.catalogue,
             mounts=self.mounts,
+            extension=extension,
         )
         self._ready = threading.Event()
 

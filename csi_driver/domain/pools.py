@@ -14,6 +14,7 @@ from csi_driver.backends.block_image import BlockImageBackend
 from csi_driver.backends.directory import DirectoryBackend, QuotaKind, quota_kind, quota_remedy
 from csi_driver.backends.filesystem_image import FilesystemImageBackend
 from csi_driver.backends.image import ImageFiles
+from csi_driver.backends.unmounted_growth import UnmountedGrowth
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.ledger import Ledger, Space, is_counted
 from csi_driver.errors import InvalidField, NotReady, OperationPending, PoolRefused
@@ -77,7 +78,8 @@ class Pool:
         self.attachments = Attachments(self.store)
         self.images = ImageFiles(self.store)
         self._directory = DirectoryBackend(self.store)
-        self._filesystem_image = FilesystemImageBackend(self.images, self.attachments)
+        self.unmounted_growth = UnmountedGrowth(self.store)
+        self._filesystem_image = FilesystemImageBackend(self.images, self.attachments, self.unmounted_growth)
         self._block_image = BlockImageBackend(self.images, self.attachments)
         # Given by Pools.add: pools on one filesystem share both.
         self.filesystem: PoolFilesystem

@@ -17,9 +17,10 @@ from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.directory import QuotaKind, tend_quotas
 from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.extension import Extension
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_pool
-from csi_driver.errors import PoolRefused, RecordDamaged
+from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
 from csi_driver.model import QuotaPolicy, Volume, VolumeId, VolumeType
@@ -48,11 +49,19 @@ class Startup:
         pools: Pools,
         catalogue: Catalogue,
         mounts: VolumeMounts,
+        extension: Extension,
     ) -> None:
         self._pools = pools
         self._catalogue = catalogue
         self._stopped = threading.Event()
-        loader = PoolLoader(driver_name, state_dir, pools, catalogue, mounts)
+        loader = PoolLoader(
+            driver_name,
+            state_dir,
+            pools=pools,
+            catalogue=catalogue,
+            mounts=mounts,
+            extension=extension,
+        )
         self._keepers = [_Keeper(one, loader, pools, catalogue, self._stopped) for one in options]
 
     def run(self) -> None:
@@ -147,15 +156,18 @@ class PoolLoader:
         self,
         driver_name: str,
         state_dir: str,
+        *,
         pools: Pools,
         catalogue: Catalogue,
         mounts: VolumeMounts,
+        extension: Extension,
     ) -> None:
         self._driver_name = driver_name
         self._state_dir = state_dir
         self._pools = pools
         self._catalogue = catalogue
         self._mounts = mounts
+        self._extension = extension
 
     def open(self, options: PoolOptions) -> Pool:
         """The pool, in service.
@@ -167,6 +179,7 @@ class PoolLoader:
             initialise_pool(options.directory, self._driver_name)
         pool = Pool(options, self._driver_name, self._state_dir)
         try:
+            pool.unmounted_growth.settle_all()
             volumes = self._load(pool)
             self._pools.add(pool, self._catalogue.all)
         except BaseException:
@@ -188,10 +201,19 @@ class PoolLoader:
         for volume in volumes:
             pool.ledger.settle(volume, 0)
         self._adopt_loops(pool)
+        volumes = [self._settled(volume) for volume in volumes]
         # The volumes are found by requests only after everything that is known of them.
         self._adopt_states(pool, {volume.volume_id for volume in volumes})
         self._catalogue.add_all(volumes)
         crash_point("startup.opened")
+
+    def _settled(self, volume: Volume) -> Volume:
+        """The volume after whatever expansion of it was cut short has been finished or taken back."""
+        try:
+            return self._extension.settle(volume)
+        except UndoFailed as failure:
+            _log.error("%s", failure)
+            return volume
 
     def _load(self, pool: Pool) -> list[Volume]:
         volumes = []

@@ -4,7 +4,7 @@
        volumes/<id>/       live objects: record.json beside disk.img or data/
        trash/<id>@<time>/  deleted objects on their way out
        templates/          formatted images that new ones are cloned from; can be rebuilt at any time
-       tmp/                objects being built; emptied at start
+       tmp/                objects being built; emptied at start, but for redo logs, which are carried out
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ VOLUMES, TRASH, TEMPLATES, TMP = "volumes", "trash", "templates", "tmp"
 # The end of a name in the trash that a start does not clear.
 KEPT = ".kept"
 _ROOMS = (VOLUMES, TRASH, TEMPLATES, TMP)
+# What is to be written into the image of the volume whose id stands before it.
+REDO_SUFFIX = ".redo"
 _LIMIT_BYTES = 4096
 
 
@@ -169,12 +171,8 @@ class PoolDirectory:
 
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
-        return [
-            (room, name)
-            for room in (self.tmp_fd, self.trash_fd)
-            for name in os.listdir(room)
-            if room == self.tmp_fd or not name.endswith(KEPT)
-        ]
+        found = [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
+        return [(room, name) for room, name in found if not name.endswith((REDO_SUFFIX, KEPT))]
 
     def kept_names(self) -> list[str]:
         """What lies in the trash until an operator removes it."""

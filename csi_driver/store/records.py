@@ -61,6 +61,18 @@ def write_volume(dir_fd: int, volume: Volume) -> None:
     durable.write_new(dir_fd, RECORD, seal("volume", _volume_body(volume)))
 
 
+def replace_volume(dir_fd: int, volume: Volume) -> None:
+    """Put a record in the place of the one of a live volume, durably: after a crash there is one of both.
+
+    `dir_fd` is the directory in which the volume's own lies. Raises: OSError; either may be there then.
+    """
+    object_fd = durable.open_directory(volume.volume_id, dir_fd=dir_fd)
+    try:
+        durable.replace(object_fd, RECORD, seal("volume", _volume_body(volume)))
+    finally:
+        os.close(object_fd)
+
+
 def read_volume(dir_fd: int, directory: str, where: str) -> Volume:
     """The volume whose record lies in `directory` below `dir_fd`.
 
@@ -106,7 +118,9 @@ def _canonical(value: Any) -> bytes:
 
 def _volume_body(volume: Volume) -> dict[str, Any]:
     parameters = volume.parameters
+    growth = {"growing_to_bytes": volume.growing_to_bytes} if volume.growing_to_bytes else {}
     return {
+        **growth,
         "volume_id": volume.volume_id,
         "name": volume.name,
         "capacity_bytes": volume.capacity_bytes,
@@ -145,6 +159,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             created_at=float(body["created_at"]),
             fs_uuid=body["fs_uuid"],
             project_id=int(body["project_id"]),
+            growing_to_bytes=int(body.get("growing_to_bytes", 0)),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause

@@ -35,6 +35,7 @@ TABLES = {
     "unstage": {Code.OK, Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "publish": {Code.OK, Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "unpublish": {Code.OK, Code.ABORTED, Code.NOT_FOUND},
+    "expand": {Code.OK, Code.ABORTED, Code.NOT_FOUND},
 }
 
 
@@ -59,6 +60,7 @@ def steps_of(workload: Workload) -> dict[str, Callable[[], object]]:
         "create": workload.create,
         "stage": partial(driver.call, "NodeStageVolume", workload.stage_request()),
         "publish": partial(driver.call, "NodePublishVolume", workload.publish_request()),
+        "expand": partial(driver.call, "ControllerExpandVolume", workload.expand_request(2 * workload.size_bytes)),
         "unpublish": workload.unpublish,
         "unstage": workload.unstage,
         "delete": lambda: driver.call("DeleteVolume", volume_id=workload.volume_id),
@@ -105,6 +107,9 @@ def test_sixty_four_callers_of_one_request_have_one_effect(workload: Workload) -
     assert len(loops) == is_image
     mounts, _, _ = all_at_once(steps["publish"])
     assert mounts == sorted([*([workload.staging] if is_filesystem else []), workload.target()])
+    assert all_at_once(steps["expand"])[0] == mounts
+    [entry] = driver.call("ListVolumes").entries
+    assert entry.volume.capacity_bytes == 2 * workload.size_bytes
     mounts, _, _ = all_at_once(steps["unpublish"])
     assert mounts == ([workload.staging] if is_filesystem else [])
     assert all_at_once(steps["unstage"]) == ([], [], 1)
@@ -164,6 +169,26 @@ def test_a_volume_that_is_deleted_while_it_is_staged_and_published_is_gone_or_wh
         for step in (workload.unpublish, workload.unstage, workload.delete):
             until_not_aborted(step)
         assert_nothing_remains(driver)
+    assert_nothing_remains(driver)
+
+
+@pytest.mark.parametrize("other", ["publish", "stage", "delete"])
+def test_an_expansion_beside_another_call_is_done_or_aborted(workload: Workload, other: str) -> None:
+    driver = workload.driver
+    steps = steps_of(workload)
+    if other == "publish":
+        workload.stage()
+    for codes, name in zip(race(steps["expand"], steps[other]), ("expand", other), strict=True):
+        assert codes <= TABLES[name], (name, codes)
+    if listed(driver):
+        until_not_aborted(steps["expand"])
+        for step in (workload.stage, workload.publish):
+            until_not_aborted(step)
+        mounts, loops, _ = effect(workload)
+        assert len(mounts) == len(set(mounts))
+        assert len(loops) == (workload.name != "directory")
+        for step in (workload.unpublish, workload.unstage, workload.delete):
+            until_not_aborted(step)
     assert_nothing_remains(driver)
 
 

@@ -43,7 +43,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "block": {"size_bytes": 4 * MIB, "block": True},
     "directory": {"parameters": DIRECTORY},
 }
-STEPS = ("create", "stage", "publish", "stats", "list", "unpublish", "unstage", "delete")
+STEPS = ("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete")
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -53,6 +54,9 @@ ALLOWED = {
     "publish": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION},
     "unpublish": ALWAYS | {Code.NOT_FOUND},
     "stats": ALWAYS | {Code.NOT_FOUND},
+    "expand": ALWAYS | {Code.NOT_FOUND},
+    # An ext4 that is mounted, where root lacks CAP_SYS_RESOURCE.
+    "expand on node": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "list": {Code.OK},
 }
 
@@ -90,7 +94,7 @@ class Storm:
     def one(self, chance: random.Random) -> None:
         workload = chance.choice(self.workloads)
         # Forward more often than back, or hardly anything would ever be published.
-        step = chance.choices(STEPS, (6, 6, 8, 2, 2, 4, 3, 2))[0]
+        step = chance.choices(STEPS, CHANCES)[0]
         number, readonly, is_lost = chance.randrange(2), chance.random() < 0.2, chance.random() < 0.05
         try:
             self.call(step, workload, number, readonly=readonly, timeout=0.003 if is_lost else 60)
@@ -123,6 +127,16 @@ class Storm:
                 "NodeUnstageVolume",
                 volume_id=workload.volume_id,
                 staging_target_path=workload.staging,
+                timeout=timeout,
+            )
+        elif step == "expand":
+            request = workload.expand_request((2 + number) * 4 * MIB)
+            driver.call("ControllerExpandVolume", request, timeout=timeout)
+        elif step == "expand on node":
+            driver.call(
+                "NodeExpandVolume",
+                volume_id=workload.volume_id,
+                volume_path=workload.target(number),
                 timeout=timeout,
             )
         elif step == "stats":
