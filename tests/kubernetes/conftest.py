@@ -49,8 +49,8 @@ def kubernetes() -> Iterator[Kubernetes]:
     kubernetes.install()
     until(lambda: len(kubernetes.nodes()) > 1, what="at least two nodes")
     kubernetes.apply(
-        storage_class(DIRECTORY, {"type": "directory", "quota": "none"}),
-        storage_class(XFS, {"csi.storage.k8s.io/fstype": "xfs"}, mountOptions=["noatime"]),
+        storage_class(DIRECTORY, {"type": "directory", "quota": "none"}, allowVolumeExpansion=True),
+        storage_class(XFS, {"csi.storage.k8s.io/fstype": "xfs"}, mountOptions=["noatime"], allowVolumeExpansion=True),
     )
     yield kubernetes
     kubernetes.delete("storageclass", DIRECTORY, XFS)

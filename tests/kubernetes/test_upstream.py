@@ -18,7 +18,7 @@ SKIPPED = {
     "has no configured VolumeAttributesClass": "no parameter of a living volume can change in this version",
     "does not support populating data from snapshot": "no snapshots in this version",
     "does not support cloning": "no clones in this version",
-    "does not support online volume expansion": "no expansion in this version",
+    "does not support online volume expansion": "asks for CAP_SYS_RESOURCE with ext4; see test_growth.py",
     "VolumeBindingMode immediate is not compatible with a multi-topology environment": "a volume lives on one node",
     "Multiple generic ephemeral volumes with immediate binding may cause pod startup failures": "the same",
     "raw block volumes cannot be read-only": "of the spec itself",
