@@ -87,7 +87,7 @@ def test_ext4_grows_under_its_pod_or_for_the_next_one(kubernetes: Kubernetes, na
 def test_what_the_pool_cannot_give_is_refused(kubernetes: Kubernetes, namespace: str, pod: PodMaker) -> None:
     start(kubernetes, namespace, claim("data", namespace, XFS, "320Mi"), pod("main", namespace, ["data"]))
     raise_to(kubernetes, namespace, "900Gi")
-    until(lambda: "can be granted" in told(kubernetes, namespace), 90, "the claim says how much there is")
+    until(lambda: "can grant" in told(kubernetes, namespace), 90, "the claim says how much there is")
 
 
 def told(kubernetes: Kubernetes, namespace: str) -> str:
