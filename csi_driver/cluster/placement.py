@@ -39,6 +39,10 @@ class Placement:
         """
         requirement = request.accessibility_requirements
         keys = self._required(requirement) if requirement.requisite else self._free(request)
+        source = routing.source_of(request)
+        if source is not None and source.key in keys:
+            # Only there a copy can be made: the others would refuse it one after the other.
+            return [source.key]
         known = self._known(request.name)
         return [known, *(key for key in keys if key != known)] if known in keys else keys
 

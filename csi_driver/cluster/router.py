@@ -22,7 +22,7 @@ from csi_driver.cluster.presence import Presence
 from csi_driver.cluster.registry import Registry
 from csi_driver.cluster.streams import Session
 from csi_driver.errors import InvalidField, NodeUnreachable, NotOffered, ObjectUnknown
-from csi_driver.model import node_key, topology_key
+from csi_driver.model import key_of, node_key, topology_key
 from csi_driver.pb import csi_pb2
 
 _log = logging.getLogger("hostvol.cluster")
@@ -178,7 +178,7 @@ class Router:
     async def _list_snapshots(self, asked: Asked) -> Outcome:
         """One that is asked for by its id must not seem gone because its node is."""
         request: csi_pb2.ListSnapshotsRequest = asked.request
-        key = routing.key_of(request.snapshot_id or request.source_volume_id)
+        key = key_of(request.snapshot_id or request.source_volume_id)
         if not (request.snapshot_id or request.source_volume_id):
             await self._presence.settle(asked.timeout_seconds)
         elif key and self._registry.session(key) is None and await self._presence.exists(key):

@@ -318,7 +318,7 @@ def check_pool_serves(driver: Driver) -> None:
     assert driver.files() == []
 
 
-ROOMS = ["templates", "tmp", "trash", "volumes"]
+ROOMS = ["snapshots", "templates", "tmp", "trash", "volumes"]
 
 
 def test_a_pool_whose_init_was_killed_is_refused_or_whole_and_made_by_the_repetition(
