@@ -21,7 +21,7 @@ from csi_driver.cluster.placement import Placement
 from csi_driver.cluster.presence import Presence
 from csi_driver.cluster.registry import Registry
 from csi_driver.cluster.streams import Session
-from csi_driver.errors import InvalidField, NodeUnreachable, NotOffered, ObjectUnknown
+from csi_driver.errors import InvalidField, MissingField, NodeUnreachable, NotOffered, ObjectUnknown
 from csi_driver.model import key_of, node_key, topology_key
 from csi_driver.pb import csi_pb2
 
@@ -111,6 +111,9 @@ class Router:
         if not target.key:
             if deletion:
                 return Outcome(0)
+            if "name" in asked.request.DESCRIPTOR.fields_by_name and not asked.request.name:
+                # Wrong wherever the object is.
+                raise MissingField("name")
             raise ObjectUnknown(target.field, target.object_id)
         if await self._presence.exists(target.key):
             raise NodeUnreachable(f"the node that holds {target.object_id} is not attached; repeat the call")
