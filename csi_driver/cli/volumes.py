@@ -230,7 +230,10 @@ def _size(asked: int | None, source: dict[str, Any] | None) -> int:
 
 def _parameters_of(source: dict[str, Any] | None) -> dict[str, str]:
     """What a copy has of its source unless something else is asked."""
-    return {} if source is None else {"type": source["type"], "pool": source["pool"]}
+    if source is None:
+        return {}
+    key = "quota" if source["type"] == "directory" else "provisioning"
+    return {"type": source["type"], "pool": source["pool"], key: source[key]}
 
 
 def _parameters(asked: dict[str, Any]) -> dict[str, str]:

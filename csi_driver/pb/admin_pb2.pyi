@@ -84,7 +84,7 @@ class GetVolumeRequest(_message.Message):
     def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class VolumeDetail(_message.Message):
-    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source")
+    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class VolumeDetail(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     name: str
     pool: str
@@ -115,7 +116,8 @@ class VolumeDetail(_message.Message):
     state: str
     message: str
     source: str
-    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+    quota: str
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -142,7 +144,7 @@ class GetSnapshotRequest(_message.Message):
     def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class SnapshotDetail(_message.Message):
-    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message")
+    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message", "provisioning", "quota")
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +158,8 @@ class SnapshotDetail(_message.Message):
     COPIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     COPY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONING_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     name: str
     source_volume_id: str
@@ -169,4 +173,6 @@ class SnapshotDetail(_message.Message):
     copied_bytes: int
     copy_bytes: int
     message: str
-    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    provisioning: str
+    quota: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...

@@ -12,6 +12,7 @@ from csi_driver.domain.ledger import Ledger
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
 from csi_driver.errors import SnapshotNotFound, VolumeNotFound
+from csi_driver.model import VolumeType
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
@@ -128,6 +129,7 @@ def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
         target_paths=view.target_paths,
         state="ready",
         message=view.message,
+        quota=volume.parameters.quota if volume.volume_type is VolumeType.DIRECTORY else "",
         source=f"{volume.source.kind} {volume.source.object_id}" if volume.source else "",
     )
     detail.created.FromMilliseconds(int(volume.created_at * 1000))
@@ -138,6 +140,7 @@ def _snapshot_detail(view: SnapshotView) -> admin_pb2.SnapshotDetail:
     snapshot = view.snapshot
     if snapshot is None:
         return admin_pb2.SnapshotDetail(snapshot_id=view.snapshot_id, state=view.state, message=view.message)
+    is_directory = snapshot.volume_type is VolumeType.DIRECTORY
     detail = admin_pb2.SnapshotDetail(
         snapshot_id=snapshot.snapshot_id,
         name=snapshot.name,
@@ -146,6 +149,8 @@ def _snapshot_detail(view: SnapshotView) -> admin_pb2.SnapshotDetail:
         type=snapshot.volume_type,
         access=snapshot.access_type,
         filesystem=snapshot.fs_type,
+        provisioning="" if is_directory else snapshot.parameters.provisioning,
+        quota=snapshot.parameters.quota if is_directory else "",
         size_bytes=snapshot.size_bytes,
         state=view.state,
         copied_bytes=view.copied_bytes,
