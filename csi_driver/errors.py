@@ -115,6 +115,10 @@ class CapabilityExceeded(HostvolError):
     """The volume cannot be used in the way that a Node call asks for."""
 
 
+class CapabilityAbsent(HostvolError):
+    """An expansion names a capability that the volume does not have."""
+
+
 class VolumeInUse(HostvolError):
     """The volume cannot be taken away because something still uses it."""
 
@@ -176,6 +180,24 @@ class InsufficientForCut(HostvolError):
             f"pool {pool} can promise {max(0, grantable_bytes)}; delete volumes or snapshots, or enlarge the pool's "
             "filesystem"
         )
+
+
+class NoRoomToGrow(HostvolError):
+    """The pool cannot promise what a volume wants to grow by."""
+
+    def __init__(self, volume_id: str, pool: str, from_bytes: int, to_bytes: int, grantable_bytes: int) -> None:
+        super().__init__(
+            f"volume {volume_id}: to grow from {from_bytes} to {to_bytes} bytes it needs {to_bytes - from_bytes} more, "
+            f"and pool {pool} can grant {max(0, grantable_bytes)}; delete volumes, enlarge the pool's filesystem or "
+            "ask for less"
+        )
+
+
+class GrowthRefused(HostvolError):
+    """The volume cannot grow in the state that it is in."""
+
+    def __init__(self, volume_id: str, reason: str) -> None:
+        super().__init__(f"volume {volume_id} cannot grow now: {reason}")
 
 
 class TopologyUnsatisfiable(HostvolError):
@@ -279,4 +301,5 @@ class CallFailed(HostvolError):
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
+        self.message = message
         super().__init__(f"{message} ({code})")

@@ -135,6 +135,7 @@ class Volume:
     """A volume as it is held; sizes in bytes, times in seconds since the epoch.
 
     `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
+    `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet.
     """
 
     volume_id: VolumeId
@@ -146,6 +147,7 @@ class Volume:
     created_at: float
     fs_uuid: str = ""
     project_id: int = 0
+    growing_to_bytes: int = 0
     source: ContentSource | None = None
     lineage: str = ""
 
@@ -157,6 +159,11 @@ class Volume:
     def family(self) -> str:
         """The same for all objects that may share blocks."""
         return self.lineage or self.volume_id
+
+    @property
+    def promised_bytes(self) -> int:
+        """What the volume may come to hold."""
+        return max(self.capacity_bytes, self.growing_to_bytes)
 
     @property
     def pool(self) -> PoolName:
@@ -173,6 +180,11 @@ class Volume:
     @property
     def is_block(self) -> bool:
         return self.access_type is AccessType.BLOCK
+
+    @property
+    def has_filesystem(self) -> bool:
+        """Whether a filesystem of its own lies in it, which has to grow with it."""
+        return bool(self.fs_type)
 
 
 @dataclass(frozen=True, slots=True)

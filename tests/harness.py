@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 
-from csi_driver.linux import libc
+from csi_driver.linux import growth, libc
 from csi_driver.pb import admin_pb2, csi_pb2
 
 MIB = 1 << 20
@@ -352,6 +352,14 @@ def create_request(
     return request
 
 
+def only_by_resize2fs(driver: Driver) -> None:
+    """Start the driver, from now on, without the capability by which the kernel grows a mounted ext4."""
+    command = driver.command
+    if growth.may_grow_mounted_ext4():
+        driver.command = lambda: ["setpriv", "--bounding-set", "-sys_resource", "--", *command()]  # type: ignore[method-assign]
+        driver.restart()
+
+
 DIRECTORY = {"type": "directory", "quota": "none"}
 
 
@@ -407,6 +415,20 @@ class Workload:
     def publish(self, number: int = 0, *, readonly: bool = False) -> str:
         self.driver.call("NodePublishVolume", self.publish_request(number, readonly=readonly))
         return self.target(number)
+
+    def expand(self, size_bytes: int) -> int:
+        """ControllerExpandVolume; the size that the volume has then."""
+        return int(self.driver.call("ControllerExpandVolume", self.expand_request(size_bytes)).capacity_bytes)
+
+    def expand_request(self, size_bytes: int) -> csi_pb2.ControllerExpandVolumeRequest:
+        request = csi_pb2.ControllerExpandVolumeRequest(volume_id=self.volume_id)
+        request.capacity_range.required_bytes = size_bytes
+        return request
+
+    def expand_on_node(self, path: str = "") -> int:
+        """NodeExpandVolume at a path, that of the first publication if it is not given; the volume's size."""
+        answer = self.driver.call("NodeExpandVolume", volume_id=self.volume_id, volume_path=path or self.target())
+        return int(answer.capacity_bytes)
 
     def unpublish(self, number: int = 0) -> None:
         self.driver.call("NodeUnpublishVolume", volume_id=self.volume_id, target_path=self.target(number))

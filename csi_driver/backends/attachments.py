@@ -103,6 +103,52 @@ class Attachments:
         return self._keep(held) or self._forget(volume.volume_id, held)
 
     @contextmanager
+    def unattached(self, volume: Volume) -> Iterator[int]:
+        """A descriptor of an image that nobody else has open.
+
+        Raises: VolumeBusy; VolumeDamaged when it is missing or too short.
+        """
+        image_fd = self._open(volume)
+        try:
+            self._checked(volume, image_fd)
+            yield image_fd
+        finally:
+            os.close(image_fd)
+
+    @contextmanager
+    def grown_device(self, volume: Volume) -> Iterator[int | None]:
+        """A descriptor of the volume's device, which has the size of its image now; None when it is not attached.
+
+        Closed at the end: one that stays open would delay what happens at the last close.
+        """
+        number = self.number(volume.volume_id)
+        if number is None:
+            yield None
+            return
+        device_fd = os.open(loop.device_path(number), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if loop.size_bytes(device_fd) < volume.capacity_bytes:
+                loop.set_capacity(device_fd)
+                crash_point("grow.device_sized")
+            yield device_fd
+        finally:
+            os.close(device_fd)
+
+    @contextmanager
+    def looked_at(self, volume: Volume) -> Iterator[int]:
+        """A descriptor, for a moment, of the image, whoever has it open.
+
+        Raises: VolumeDamaged when it is missing or shorter than its record says.
+        """
+        with self.undisturbed():
+            image_fd = self._open(volume)
+            try:
+                self._require_size(volume, os.fstat(image_fd))
+                yield image_fd
+            finally:
+                os.close(image_fd)
+
+    @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Open images of this pool for a moment without being taken for a stranger who holds them."""
         with self._opening:
@@ -192,10 +238,14 @@ class Attachments:
 
     def _checked(self, volume: Volume, image_fd: int) -> os.stat_result:
         found = os.fstat(image_fd)
-        if found.st_size < volume.capacity_bytes:
-            raise VolumeDamaged(
-                volume.volume_id, f"its image holds {found.st_size} bytes, its record says {volume.capacity_bytes}"
-            )
+        self._require_size(volume, found)
         if self._is_open_elsewhere(image_fd):
             raise VolumeBusy(volume.volume_id, "its image is open in another process or loop device")
         return found
+
+    @staticmethod
+    def _require_size(volume: Volume, image: os.stat_result) -> None:
+        if image.st_size < volume.capacity_bytes:
+            raise VolumeDamaged(
+                volume.volume_id, f"its image holds {image.st_size} bytes, its record says {volume.capacity_bytes}"
+            )

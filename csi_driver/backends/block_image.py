@@ -28,6 +28,21 @@ class BlockImageBackend:
     def build(self, volume: Volume, object_fd: int) -> None:
         self._files.build(volume, object_fd)
 
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
+        with self._attachments.looked_at(volume):
+            pass
+
+    def extend(self, volume: Volume, to_bytes: int) -> None:
+        self._files.extend(volume, to_bytes)
+
+    def retract(self, volume: Volume) -> None:
+        self._files.retract(volume)
+
+    def grow(self, volume: Volume, mounted_fd: int | None) -> None:
+        """The device, where there is one, has the size of its image."""
+        with self._attachments.grown_device(volume):
+            pass
+
     def own_bytes(self, volume: Volume) -> int:
         with self._attachments.undisturbed():
             return self._files.own_bytes(volume)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from csi_driver.backends import options
-from csi_driver.errors import InvalidField
+from csi_driver.errors import GrowthRefused, InvalidField
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, filesystem, mount, mountinfo, quota
 from csi_driver.model import QuotaPolicy, Usage, Volume
@@ -105,6 +105,29 @@ class DirectoryBackend:
         finally:
             os.close(data_fd)
 
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
+        """A limit can be raised only where one is enforced.
+
+        Raises: GrowthRefused.
+        """
+        if volume.parameters.quota is QuotaPolicy.REQUIRED and not self._is_limited(volume):
+            remedy = quota_remedy(self._pool.root_fd) or "enable the quotas of its btrfs"
+            raise GrowthRefused(volume.volume_id, f"no quota is enforced in pool {volume.pool}; {remedy}")
+
+    def extend(self, volume: Volume, to_bytes: int) -> None:
+        """The limit is `to_bytes`, at once and durably."""
+        self.require_extendable(volume, to_bytes)
+        self._set_limit(volume, to_bytes)
+        crash_point("directory.limit_raised")
+
+    def retract(self, volume: Volume) -> None:
+        """The limit is the volume's size again; what was written beyond it meanwhile stays."""
+        self.require_extendable(volume, volume.capacity_bytes)
+        self._set_limit(volume, volume.capacity_bytes)
+
+    def grow(self, volume: Volume, mounted_fd: int | None) -> None:
+        """A raised limit holds at once: nothing is left to do."""
+
     def own_bytes(self, volume: Volume) -> int:
         """What the directory holds and nobody else, as its quota counts it.
 
@@ -194,6 +217,21 @@ class DirectoryBackend:
         used, total = self._used_bytes(volume), volume.capacity_bytes
         available = max(0, min(total - used, space.available_bytes))
         return Usage(total, used, available, space.inodes_total, space.inodes_used, space.inodes_free)
+
+    def _set_limit(self, volume: Volume, limit_bytes: int) -> None:
+        if volume.parameters.quota is QuotaPolicy.NONE:
+            return
+        data_fd = self._open_data(volume)
+        try:
+            if self._kind is QuotaKind.PROJECT:
+                # In the log before the record that follows it, which is fsynced.
+                quota.set_limit(data_fd, volume.project_id, limit_bytes)
+            else:
+                btrfs.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), limit_bytes)
+                # An fsync of the record does not carry the quota tree along.
+                btrfs.commit(data_fd)
+        finally:
+            os.close(data_fd)
 
     def _limit(self, volume: Volume, data_fd: int) -> None:
         if volume.parameters.quota is QuotaPolicy.NONE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import uuid
 from typing import Final
@@ -11,25 +12,29 @@ from typing import Final
 from csi_driver.backends import options
 from csi_driver.backends.attachments import Attachments
 from csi_driver.backends.image import ImageFiles
-from csi_driver.errors import VolumeDamaged
+from csi_driver.backends.unmounted_growth import UnmountedGrowth
+from csi_driver.errors import CapacityOutOfRange, GrowthRefused, VolumeBusy, VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import filesystem, mount, mountinfo
+from csi_driver.linux import filesystem, growth, mount, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR, device_path
 from csi_driver.model import Usage, Volume
 
+_log = logging.getLogger("hostvol.growth")
 # XFS refuses a second filesystem of one UUID; clones of a template share theirs.
 _ALWAYS: Final = {"xfs": ("nouuid",)}
 # What the machine lacks for the moment says nothing about the image.
 _PASSING: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
+_REFUSED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL})
 _UUID_STAYS: Final = frozenset({errno.ENOTTY, errno.EROFS, errno.EOPNOTSUPP})
 
 
 class FilesystemImageBackend:
     """Images of one pool that hold ext4, xfs or btrfs."""
 
-    def __init__(self, files: ImageFiles, attachments: Attachments) -> None:
+    def __init__(self, files: ImageFiles, attachments: Attachments, unmounted: UnmountedGrowth) -> None:
         self._files = files
         self._attachments = attachments
+        self._unmounted = unmounted
 
     def choose_identity(self, volume: Volume) -> Volume:
         """The volume with the UUID that its filesystem will bear.
@@ -41,6 +46,39 @@ class FilesystemImageBackend:
 
     def build(self, volume: Volume, object_fd: int) -> None:
         self._files.build(volume, object_fd)
+
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
+        """What only resize2fs can grow has the bounds that it was made with.
+
+        Raises: CapacityOutOfRange; VolumeDamaged; OSError.
+        """
+        with self._attachments.looked_at(volume) as image_fd:
+            most = growth.most_ext4_bytes(image_fd) if volume.fs_type == "ext4" else None
+        if most is not None and to_bytes > most:
+            raise CapacityOutOfRange(
+                f"capacity_range.required_bytes: {to_bytes} is more than the ext4 of volume {volume.volume_id} can "
+                f"become while this driver lacks CAP_SYS_RESOURCE, {most}"
+            )
+
+    def extend(self, volume: Volume, to_bytes: int) -> None:
+        self._files.extend(volume, to_bytes)
+
+    def retract(self, volume: Volume) -> None:
+        self._files.retract(volume)
+
+    def grow(self, volume: Volume, mounted_fd: int | None) -> None:
+        """The device has the size of its image, and the filesystem that of its device.
+
+        Raises: GrowthRefused where the kernel does not let it grow while it is mounted; VolumeBusy; OSError.
+        """
+        with self._attachments.grown_device(volume) as device_fd:
+            if device_fd is None or mounted_fd is None:
+                return
+            try:
+                if growth.grow_mounted(volume.fs_type, mounted_fd, device_fd, volume.capacity_bytes):
+                    crash_point("grow.filesystem_grown")
+            except OSError as cause:
+                raise _growth_failure(volume, cause) from cause
 
     def own_bytes(self, volume: Volume) -> int:
         with self._attachments.undisturbed():
@@ -58,6 +96,7 @@ class FilesystemImageBackend:
             # Still published, but its staging mount was taken away behind our back: show the same superblock again.
             self._mount(volume, device_path(number), target_fd, mount_flags)
         else:
+            self._settle_unmounted(volume)
             with self._attachments.attach(volume, autoclear=True) as device:
                 self._mount(volume, device.path, target_fd, mount_flags)
         crash_point("stage.mounted")
@@ -126,6 +165,21 @@ class FilesystemImageBackend:
             space.inodes_free,
         )
 
+    def _settle_unmounted(self, volume: Volume) -> None:
+        """Let an ext4 grow that could not while it was mounted; XFS and btrfs grow only when they are.
+
+        Raises: VolumeBusy while somebody has the image open, or when it takes too long; VolumeDamaged; OSError.
+        """
+        if volume.fs_type != "ext4":
+            return
+        with self._attachments.unattached(volume) as image_fd:
+            self._unmounted.settle(volume, image_fd)
+            try:
+                self._unmounted.ensure_grown(volume, image_fd)
+            except GrowthRefused as refused:
+                # A smaller filesystem is no reason to keep a workload from its data.
+                _log.warning("%s", refused)
+
     @staticmethod
     def _mount(volume: Volume, source: str, target_fd: int, mount_flags: tuple[str, ...]) -> None:
         wanted = options.checked(volume.fs_type, mount_flags)
@@ -147,3 +201,20 @@ class FilesystemImageBackend:
         source = device_path(number)
         found = mountinfo.read_mounts(mountinfo.source_needle(source))
         return [entry for entry in found if entry.source == source]
+
+
+def _growth_failure(volume: Volume, cause: OSError) -> Exception:
+    if cause.errno == errno.EROFS:
+        return GrowthRefused(volume.volume_id, f"its {volume.fs_type} is mounted read-only; stage it without `ro`")
+    if cause.errno == errno.EBUSY:
+        return VolumeBusy(volume.volume_id, f"its {volume.fs_type} does not grow now: {cause.strerror}")
+    if volume.fs_type != "ext4" or cause.errno not in _REFUSED:
+        return cause
+    later = "stop what uses it, and it grows when it is staged next"
+    if growth.may_grow_mounted_ext4():
+        return GrowthRefused(volume.volume_id, f"the kernel refuses its mounted ext4 ({cause.strerror}); {later}")
+    return GrowthRefused(
+        volume.volume_id,
+        f"the kernel grows a mounted ext4 only for CAP_SYS_RESOURCE, which this driver lacks; {later}, or give the "
+        "driver that capability",
+    )

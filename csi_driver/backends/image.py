@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.templates import Templates, template_name
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, ext4_superblock, extents, filesystem, reflink
-from csi_driver.model import Volume
+from csi_driver.model import GIB, Volume
 from csi_driver.store.pool import PoolDirectory
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FORMAT_SECONDS: Final = 900.0
+_STEP_BYTES: Final = GIB
 # A clone bears its template's UUID. ext4 gets its own before anybody sees it, XFS is always mounted `nouuid`; the
 # kernel confuses two btrfs of one UUID, so each is formatted by itself.
 _WITH_TEMPLATE: Final = frozenset({"ext4", "xfs"})
@@ -56,18 +59,47 @@ class ImageFiles:
         finally:
             os.close(image_fd)
 
+    def extend(self, volume: Volume, to_bytes: int) -> None:
+        """The image has this size, all of it allocated if the volume is thick; fsynced. Idempotent.
+
+        In steps, since a filesystem that allocates keeps the workload's writes to the image waiting.
+
+        Raises: OSError: ENOSPC, EFBIG; a part may be allocated then.
+        """
+        with self._opened(volume, os.O_RDWR) as image_fd:
+            if volume.is_thick:
+                for start in range(volume.capacity_bytes, to_bytes, _STEP_BYTES):
+                    os.posix_fallocate(image_fd, start, min(_STEP_BYTES, to_bytes - start))
+                    crash_point("image.extended")
+            elif os.fstat(image_fd).st_size < to_bytes:
+                os.ftruncate(image_fd, to_bytes)
+                crash_point("image.extended")
+            os.fsync(image_fd)
+
+    def retract(self, volume: Volume) -> None:
+        """The image has the size that the volume has; fsynced. Only after an extension that nobody was shown."""
+        with self._opened(volume, os.O_RDWR) as image_fd:
+            # Also when the size is right: what was allocated behind it goes.
+            os.ftruncate(image_fd, volume.capacity_bytes)
+            os.fsync(image_fd)
+
     def own_bytes(self, volume: Volume) -> int:
         """What is allocated to the image and to no other file."""
-        path = f"{volume.volume_id}/{IMAGE}"
-        image_fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._pool.volumes_fd)
-        try:
+        with self._opened(volume, os.O_RDONLY) as image_fd:
             return extents.allocated_bytes(image_fd).exclusive
-        finally:
-            os.close(image_fd)
 
     def drop_templates(self) -> None:
         """Give the space of the templates back."""
         self._templates.drop_all()
+
+    @contextmanager
+    def _opened(self, volume: Volume, flags: int) -> Iterator[int]:
+        path = f"{volume.volume_id}/{IMAGE}"
+        image_fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._pool.volumes_fd)
+        try:
+            yield image_fd
+        finally:
+            os.close(image_fd)
 
     def _fill(self, volume: Volume, image_fd: int) -> None:
         if volume.is_thick:

@@ -11,13 +11,12 @@ from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.backends.image import ImageFiles
 from csi_driver.errors import VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, image_growth, lease, loop, reflink
+from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
 from csi_driver.model import Volume
 from csi_driver.store.pool import PoolDirectory
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_GROW_SECONDS: Final = 900.0
 
 
 class ImageContents:
@@ -115,20 +114,16 @@ class ImageContents:
     ) -> None:
         """The image of a volume that is being built, with the content and an identity of its own; fsynced.
 
-        Raises: OSError; ToolMissing, ToolError or ToolTimeout of e2fsck and resize2fs; VolumeDamaged when the content
-            is not the filesystem that it is said to be.
+        Raises: OSError; VolumeDamaged when the content is not the filesystem that it is said to be.
         """
         if share:
             self.share(content_fd, source_bytes, object_fd)
         else:
             self.copy(content_fd, source_bytes, object_fd, progress)
-        self._adopt(volume, source_bytes, object_fd)
+        self._adopt(volume, object_fd)
 
-    def _adopt(self, volume: Volume, source_bytes: int, object_fd: int) -> None:
-        """Give the image its volume's size, blocks and identity.
-
-        XFS and btrfs grow when they are mounted: until then they are smaller than their image.
-        """
+    def _adopt(self, volume: Volume, object_fd: int) -> None:
+        """Give the image its volume's size, blocks and identity; a smaller filesystem grows when it is staged."""
         image_fd = os.open(IMAGE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=object_fd)
         try:
             os.ftruncate(image_fd, volume.capacity_bytes)
@@ -136,9 +131,6 @@ class ImageContents:
                 # Holes get blocks; those that are shared are promised by the ledger.
                 os.posix_fallocate(image_fd, 0, volume.capacity_bytes)
             crash_point("image.sized")
-            if volume.fs_type == "ext4" and volume.capacity_bytes > source_bytes:
-                image_growth.grow_ext4(f"{self._pool.building_path(volume.volume_id)}/{IMAGE}", _GROW_SECONDS)
-                crash_point("image.grown")
             _write_identity(volume, image_fd)
             os.fsync(image_fd)
         finally:

@@ -10,7 +10,9 @@ import click
 
 from csi_driver.cli import options
 from csi_driver.cli.client import Connect, DriverClient, find_snapshot, find_volume
-from csi_driver.cli.output import Size, show_fields, show_rows
+from csi_driver.cli.output import Size, human_bytes, show_fields, show_rows
+from csi_driver.cli.progress import watched
+from csi_driver.errors import CallFailed
 from csi_driver.model import GIB
 
 _COLUMNS = {
@@ -29,7 +31,7 @@ _STAGING = "/run/hostvol/staging"
 
 @click.group()
 def volume() -> None:
-    """Volumes: create, mount, look at, delete."""
+    """Volumes: create, mount, look at, expand, delete."""
 
 
 @volume.command("list")
@@ -147,6 +149,38 @@ def clone(connect: Connect, /, name_or_id: str, name: str, endpoint: str, output
 
 @volume.command()
 @click.argument("name_or_id", metavar="VOLUME")
+@click.option("--size", type=Size(), required=True, help="At least this much in all; a volume never becomes smaller.")
+@click.option("--limit", type=Size(), default=0, help="At most this much.")
+@options.endpoint
+@options.output
+@click.pass_obj
+def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **asked: Any) -> None:
+    """Make VOLUME (its id or name) larger, also while it is mounted.
+
+    The filesystem of a volume that is not mounted grows when it is mounted next.
+
+    \b
+    Examples:
+      hostvol volume expand data --size 20GiB
+      hostvol volume expand disk --size 20GiB --limit 25GiB
+    """
+    with closing(connect(endpoint)) as client:
+        found = find_volume(client, name_or_id)
+        volume_id, from_bytes = found["volume_id"], found["allocated_bytes"]
+        grown = watched(
+            "allocating",
+            lambda: client.expand_volume(volume_id, required_bytes=asked["size"], limit_bytes=asked["limit"]),
+            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes) / max(1, asked["size"] - from_bytes),
+        )
+        places = [*found["staging_paths"], *found["target_paths"]]
+        if grown["node_expansion_required"] and places:
+            _expand_filesystem(client, volume_id, places[0], grown["capacity_bytes"])
+        detail = client.volume(volume_id)
+    show_fields(detail, output)
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.endpoint
 @click.pass_obj
@@ -208,6 +242,16 @@ def umount(connect: Connect, name_or_id: str, target: str, endpoint: str) -> Non
         client.unpublish(found["volume_id"], target)
         _unstage_ours(client, found["volume_id"])
     click.echo(f"{found['volume_id']} is not mounted at {target}")
+
+
+def _expand_filesystem(client: DriverClient, volume_id: str, path: str, size_bytes: int) -> None:
+    try:
+        client.expand_on_node(volume_id, path)
+    except CallFailed as failure:
+        size = human_bytes(size_bytes)
+        raise CallFailed(
+            failure.code, f"{volume_id} has {size} now, its filesystem not yet: {failure.message}"
+        ) from failure
 
 
 def _unstage_ours(client: DriverClient, volume_id: str) -> None:

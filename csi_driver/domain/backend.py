@@ -20,6 +20,29 @@ class Backend(Protocol):
     def build(self, volume: Volume, object_fd: int) -> None:
         """Make and fsync the content beside the record, in an object directory under `tmp/`."""
 
+    def require_extendable(self, volume: Volume, to_bytes: int) -> None:
+        """Refuse an extension that can be known to fail, before anything is intended.
+
+        Raises: GrowthRefused naming the remedy; CapacityOutOfRange; VolumeDamaged.
+        """
+
+    def extend(self, volume: Volume, to_bytes: int) -> None:
+        """The volume's bytes can be so many, durably; nobody sees them before `grow`. Idempotent, also after a crash.
+
+        Raises: OSError: ENOSPC; part of it may be done then, which `retract` takes back.
+        """
+
+    def retract(self, volume: Volume) -> None:
+        """What an extension did that was not finished is taken back, durably. Idempotent."""
+
+    def grow(self, volume: Volume, mounted_fd: int | None) -> None:
+        """Whoever uses the volume now sees all of its size. Idempotent; nobody is interrupted.
+
+        `mounted_fd` is the root of a mount of it that is not read-only; None: nothing is mounted, or it is a device.
+
+        Raises: GrowthRefused naming the remedy; VolumeBusy.
+        """
+
     def own_bytes(self, volume: Volume) -> int:
         """What is allocated to this volume alone, measured now."""
 

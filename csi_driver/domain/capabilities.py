@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csi_driver.backends import options
-from csi_driver.errors import CapabilityExceeded
+from csi_driver.errors import CapabilityAbsent, CapabilityExceeded
 from csi_driver.model import AccessType, Volume, VolumeCapability, VolumeType
 
 
@@ -24,6 +24,19 @@ def check_capability(volume: Volume, capability: VolumeCapability) -> None:
         )
     if capability.access_type is AccessType.MOUNT:
         options.checked(volume.fs_type, capability.mount_flags)
+
+
+def require_capability(volume: Volume, capability: VolumeCapability | None) -> None:
+    """The same for an expansion, which may name none and has a code of its own for it.
+
+    Raises: CapabilityAbsent; InvalidField for a mount flag that is not allowed.
+    """
+    if capability is None:
+        return
+    try:
+        check_capability(volume, capability)
+    except CapabilityExceeded as cause:
+        raise CapabilityAbsent(str(cause)) from cause
 
 
 def same_access(held: VolumeCapability, asked: VolumeCapability) -> bool:

@@ -76,6 +76,13 @@ class Index(Generic[HeldT]):
                 self._tell(one.object_id, one)
             self._ordered = sorted(self._by_id)
 
+    def replace(self, held: HeldT) -> None:
+        """The object is like this from now on; one that is not there (yet, or any more) stays away."""
+        with self._lock:
+            if held.object_id in self._by_id:
+                self._by_id[held.object_id] = held
+                self._tell(held.object_id, held)
+
     def remove(self, held: HeldT) -> None:
         """The object exists no more, and its name belongs to the next one that bears it. Idempotent."""
         with self._lock:

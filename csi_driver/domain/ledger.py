@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi_driver.errors import InsufficientCapacity, InsufficientForCut
+from csi_driver.errors import InsufficientCapacity, InsufficientForCut, NoRoomToGrow
 from csi_driver.model import BLOCK_BYTES, MIB, QuotaPolicy, Volume, VolumeType
 
 _RESERVE_BYTES = 64 * MIB
@@ -49,7 +49,7 @@ def growth_of(volume: Volume, own_bytes: int) -> int:
 
     Nothing for a thick one that owns all its blocks; but a workload can discard blocks of any image (mkfs does it).
     """
-    return max(0, volume.capacity_bytes - own_bytes)
+    return max(0, volume.promised_bytes - own_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,9 @@ class _Held:
     own: int
     size: int
     worst: int
+
+
+_NOTHING = _Held(0, 0, 0, 0)
 
 
 class Ledger:
@@ -109,25 +112,33 @@ class Ledger:
 
         Raises: InsufficientCapacity.
         """
-        if not is_counted(volume) or self._admit_without_measuring(volume, overcommit):
-            return
-        arrived = time.monotonic()
-        grantable = 0
-        for since in (arrived - _FRESH_SECONDS, arrived):
-            self.measure(since)
-            with self._lock:
-                grantable = self._grantable(overcommit, volume.is_thick)
-                if volume.capacity_bytes <= grantable:
-                    self._hold(volume.volume_id, volume.capacity_bytes, volume.capacity_bytes, 0)
-                    return
-        raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
+        grantable = self._refusal(volume, volume.capacity_bytes, overcommit)
+        if grantable is not None:
+            raise InsufficientCapacity(volume.pool, volume.capacity_bytes, grantable)
+
+    def admit_growth(self, volume: Volume, to_bytes: int, overcommit: float) -> None:
+        """Promise a volume that is there what it lacks of `to_bytes`, until `resize` tells what became of it.
+
+        Raises: NoRoomToGrow.
+        """
+        grantable = self._refusal(volume, to_bytes - volume.capacity_bytes, overcommit)
+        if grantable is not None:
+            raise NoRoomToGrow(volume.volume_id, volume.pool, volume.capacity_bytes, to_bytes, grantable)
+
+    def resize(self, volume: Volume, allocated_bytes: int = 0) -> None:
+        """The volume has this size now, and was just given so many bytes of it."""
+        with self._lock:
+            held = self._held.get(volume.volume_id)
+            if held is not None:
+                growth = held.growth + volume.promised_bytes - held.size - allocated_bytes
+                self._hold(volume.volume_id, volume.promised_bytes, max(0, growth), held.own + allocated_bytes)
 
     def settle(self, volume: Volume, own_bytes: int) -> None:
         """The volume is there and owns `own_bytes`. Idempotent; also how a measurement is told."""
         if not is_counted(volume):
             return
         with self._lock:
-            self._hold(volume.volume_id, volume.capacity_bytes, growth_of(volume, own_bytes), own_bytes)
+            self._hold(volume.volume_id, volume.promised_bytes, growth_of(volume, own_bytes), own_bytes)
 
     def admit_cut(self, volume: Volume, overcommit: float) -> None:
         """Promise that all of `volume` can be written over, though what it owns is about to be shared with a relative.
@@ -206,19 +217,20 @@ class Ledger:
         except OSError:
             measured = 0
         with self._lock:
-            # Deleted meanwhile: a promise must not come back to life.
-            if volume.volume_id in self._held:
-                self._hold(volume.volume_id, volume.capacity_bytes, growth_of(volume, measured), measured)
+            # Deleted meanwhile: a promise must not come back to life. Grown meanwhile: the size is that of the promise.
+            held = self._held.get(volume.volume_id)
+            if held is not None:
+                self._hold(volume.volume_id, held.size, max(0, held.size - measured), measured)
 
     def _own_of(self, volume: Volume) -> int:
         try:
             return self._filesystem.own_bytes(volume)
         except OSError:
             # Whatever it owns is then promised anew: the strictest answer.
-            return volume.capacity_bytes
+            return volume.promised_bytes
 
     def _admit_shared(self, volume: Volume, own_bytes: int, overcommit: float) -> bool:
-        size = volume.capacity_bytes
+        size = volume.promised_bytes
         with self._lock:
             held = self._held.get(volume.volume_id, _Held(size, 0, size, size))
             if not self._allows_sharing(held, own_bytes, 1.0 if volume.is_thick else overcommit):
@@ -237,14 +249,33 @@ class Ledger:
             return True
         return self._growth_bytes - held.growth + held.size <= usable and self._size_bytes <= room
 
-    def _admit_without_measuring(self, volume: Volume, overcommit: float) -> bool:
+    def _refusal(self, volume: Volume, asked_bytes: int, overcommit: float) -> int | None:
+        """Promise the volume so many bytes more; where they cannot be granted, what can be instead."""
+        if not is_counted(volume) or self._admit_without_measuring(volume, asked_bytes, overcommit):
+            return None
+        arrived = time.monotonic()
+        grantable = 0
+        for since in (arrived - _FRESH_SECONDS, arrived):
+            self.measure(since)
+            with self._lock:
+                grantable = self._grantable(overcommit, volume.is_thick)
+                if asked_bytes <= grantable:
+                    self._promise(volume, asked_bytes)
+                    return None
+        return grantable
+
+    def _admit_without_measuring(self, volume: Volume, asked_bytes: int, overcommit: float) -> bool:
         with self._lock:
-            if volume.capacity_bytes > self._usable_bytes() - self._worst_bytes:
+            if asked_bytes > self._usable_bytes() - self._worst_bytes:
                 return False
-            if overcommit > 1.0 and volume.capacity_bytes > self._grantable(overcommit, volume.is_thick):
+            if overcommit > 1.0 and asked_bytes > self._grantable(overcommit, volume.is_thick):
                 return False
-            self._hold(volume.volume_id, volume.capacity_bytes, volume.capacity_bytes, 0)
+            self._promise(volume, asked_bytes)
             return True
+
+    def _promise(self, volume: Volume, more_bytes: int) -> None:
+        held = self._held.get(volume.volume_id, _NOTHING)
+        self._hold(volume.volume_id, held.size + more_bytes, held.growth + more_bytes, held.own)
 
     def _usable_bytes(self) -> int:
         space = self._filesystem.space()

@@ -7,12 +7,13 @@ before a mount and corrected after an unmount, so it may name a mount that is go
 from __future__ import annotations
 
 import errno
+import os
 from typing import Final
 
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.pools import Pools
 from csi_driver.domain.targets import TargetPath
-from csi_driver.errors import TargetOccupied, VolumeBusy
+from csi_driver.errors import TargetOccupied, VolumeBusy, VolumeNotAtPath
 from csi_driver.linux import mountinfo
 from csi_driver.linux.loop import is_loop_device
 from csi_driver.model import Volume
@@ -89,6 +90,26 @@ class VolumeMounts:
         """Whether this is the device node that the volume was published with, whoever has the device now."""
         remembered = target.path in self.state(volume.volume_id).publications
         return volume.is_block and remembered and is_loop_device(point.special_device)
+
+
+def open_shown(volume: Volume, backend: Backend, target: TargetPath) -> int:
+    """An O_PATH descriptor, the caller's, of what is at the target: this volume, mounted or as a device.
+
+    Through symbolic links: kubelet asks for a block volume's path by one of its own, and looking is harmless.
+
+    Raises: VolumeNotAtPath.
+    """
+    path_fd = target.open_following()
+    if path_fd is None:
+        raise VolumeNotAtPath(volume.volume_id, target.path)
+    try:
+        point = mountinfo.observe(path_fd)
+        if not (point.is_mount or volume.is_block) or not backend.shows(volume, point):
+            raise VolumeNotAtPath(volume.volume_id, target.path)
+    except BaseException:
+        os.close(path_fd)
+        raise
+    return path_fd
 
 
 def observe_alive(target: TargetPath) -> mountinfo.MountPoint | None:

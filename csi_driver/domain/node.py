@@ -9,6 +9,8 @@ from typing import TypedDict
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
+from csi_driver.domain.extension import Extension
+from csi_driver.domain.growth import Growth
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import PoolOptions, Pools
@@ -53,9 +55,11 @@ class Node:
         self.claims = Claims()
         self.copies = Copies(self.snapshot_catalogue, self.claims)
         self.mounts = VolumeMounts(self.pools)
-        self.staging = Staging(self.mounts, self.catalogue, self.claims)
+        extension = Extension(self.pools, self.catalogue)
+        self.staging = Staging(self.mounts, self.catalogue, self.claims, extension)
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
+        self.growth = Growth(self.mounts, self.catalogue, self.claims, extension)
         held: _Held = {
             "volumes": self.catalogue,
             "snapshots": self.snapshot_catalogue,
@@ -81,6 +85,7 @@ class Node:
             kinship=Kinship(self.catalogue, self.snapshot_catalogue),
             resume=self.snapshots.resume,
             mounts=self.mounts,
+            extension=extension,
             init_pools=init_pools,
         )
         self._ready = threading.Event()

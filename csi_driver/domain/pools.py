@@ -16,6 +16,7 @@ from csi_driver.backends.directory_contents import DirectoryContents
 from csi_driver.backends.filesystem_image import FilesystemImageBackend
 from csi_driver.backends.image import ImageFiles
 from csi_driver.backends.image_contents import ImageContents
+from csi_driver.backends.unmounted_growth import UnmountedGrowth
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.contents import Contents
 from csi_driver.domain.kinship import Kinship
@@ -88,7 +89,8 @@ class Pool:
         self.attachments = Attachments(self.store)
         self.images = ImageFiles(self.store)
         self._directory = DirectoryBackend(self.store)
-        self._filesystem_image = FilesystemImageBackend(self.images, self.attachments)
+        self.unmounted_growth = UnmountedGrowth(self.store)
+        self._filesystem_image = FilesystemImageBackend(self.images, self.attachments, self.unmounted_growth)
         self._block_image = BlockImageBackend(self.images, self.attachments)
         self._image_contents = ImageContents(self.store, self.images, self.attachments)
         self._directory_contents = DirectoryContents(self.store, self._directory, lambda: self.images.can_reflink)

@@ -10,6 +10,7 @@ from csi_driver.model import (
     TIB,
     AccessType,
     CapacityRange,
+    Volume,
     VolumeType,
     round_up,
 )
@@ -77,3 +78,36 @@ def choose_copy_capacity(asked: CapacityRange, *, source_bytes: int, minimum: in
 def satisfies(capacity_bytes: int, asked: CapacityRange) -> bool:
     """Whether a volume of this size is what was asked."""
     return capacity_bytes >= asked.required_bytes and (not asked.limit_bytes or capacity_bytes <= asked.limit_bytes)
+
+
+def choose_larger(volume: Volume, asked: CapacityRange) -> int:
+    """The size that an expansion gives the volume, rounded as at its creation; its own when it has what is asked.
+
+    Raises: CapacityOutOfRange: a volume never becomes smaller.
+    """
+    _refuse_limit_below(volume, asked)
+    if asked.required_bytes <= volume.capacity_bytes:
+        return volume.capacity_bytes
+    kind = (volume.volume_type, volume.access_type, volume.fs_type)
+    return choose_capacity(asked, minimum=minimum_bytes(*kind), maximum=maximum_bytes(*kind))
+
+
+def require_reached(volume: Volume, asked: CapacityRange) -> None:
+    """Refuse a range that the volume is not in.
+
+    Raises: CapacityOutOfRange.
+    """
+    _refuse_limit_below(volume, asked)
+    if asked.required_bytes > volume.capacity_bytes:
+        raise CapacityOutOfRange(
+            f"capacity_range.required_bytes: {asked.required_bytes} is more than volume {volume.volume_id} has, "
+            f"{volume.capacity_bytes}; call ControllerExpandVolume first"
+        )
+
+
+def _refuse_limit_below(volume: Volume, asked: CapacityRange) -> None:
+    if asked.limit_bytes and asked.limit_bytes < volume.capacity_bytes:
+        raise CapacityOutOfRange(
+            f"capacity_range.limit_bytes: {asked.limit_bytes} is less than volume {volume.volume_id} has, "
+            f"{volume.capacity_bytes}, and a volume never becomes smaller"
+        )

@@ -1,11 +1,13 @@
 """Volumes staged: attached, and mounted once for all their publications; knows no protocol.
 
-Stage:   claim -> observe the staging path -> the same: return, different: refuse -> remember -> attach and mount.
+Stage:   claim -> observe the staging path -> the same: return, different: refuse -> remember -> attach and mount -> let
+         it grow to its size, if it was expanded.
 Unstage: claim -> mounts elsewhere? refuse -> unmount -> wait until the loop device is gone -> forget.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from contextlib import ExitStack
@@ -15,10 +17,12 @@ from csi_driver.domain.backend import Backend
 from csi_driver.domain.capabilities import check_capability, same_access
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.extension import Extension
 from csi_driver.domain.mounts import VolumeMounts, observe_alive
 from csi_driver.domain.targets import TargetPath
 from csi_driver.errors import (
     CapabilityExceeded,
+    GrowthRefused,
     NotStaged,
     PublicationConflict,
     RecordDamaged,
@@ -28,9 +32,10 @@ from csi_driver.errors import (
 )
 from csi_driver.faults import crash_point
 from csi_driver.linux.mount import MountFlag
-from csi_driver.model import Volume, VolumeCapability
+from csi_driver.model import Volume, VolumeCapability, VolumeType
 from csi_driver.store.runtime import RuntimeState
 
+_log = logging.getLogger("hostvol.staging")
 _FIELD = "staging_target_path"
 _WITHDRAWN_KEPT = 1000
 
@@ -38,11 +43,12 @@ _WITHDRAWN_KEPT = 1000
 class Staging:
     """The staged volumes of this node."""
 
-    def __init__(self, mounts: VolumeMounts, catalogue: Catalogue, claims: Claims) -> None:
+    def __init__(self, mounts: VolumeMounts, catalogue: Catalogue, claims: Claims, extension: Extension) -> None:
         self._mounts = mounts
         self._pools = mounts.pools
         self._catalogue = catalogue
         self._claims = claims
+        self._extension = extension
         self._withdrawn: OrderedDict[str, str] = OrderedDict()
 
     def stage(self, volume_id: str, path: str, capability: VolumeCapability, deadline: float | None) -> None:
@@ -127,6 +133,9 @@ class Staging:
         check_capability(volume, capability)
         pool = self._pools.of(volume)
         pool.require_present()
+        if volume.volume_type is VolumeType.IMAGE:
+            # Attached as it is, a half-extended image would be a larger device than its volume.
+            volume = self._extension.settle(volume)
         backend = pool.backend(volume)
         with TargetPath(path, _FIELD, self._pools) as target:
             self._require_not_staged_elsewhere(volume, backend, target.path)
@@ -167,10 +176,15 @@ class Staging:
     @staticmethod
     def _finish(volume: Volume, backend: Backend, target: TargetPath) -> None:
         if volume.is_block:
+            backend.grow(volume, None)
             return
         mounted_fd = target.open_mounted()
         try:
             backend.finish_stage(volume, mounted_fd)
+            backend.grow(volume, mounted_fd)
+        except GrowthRefused as refused:
+            # A smaller filesystem is no reason to keep a workload from its data; an expansion that asks is told.
+            _log.warning("%s", refused)
         finally:
             os.close(mounted_fd)
 

@@ -18,10 +18,11 @@ from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.directory import QuotaKind, tend_quotas
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
+from csi_driver.domain.extension import Extension
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_pool
-from csi_driver.errors import PoolRefused, RecordDamaged
+from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
 from csi_driver.model import QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType
@@ -77,12 +78,21 @@ class Startup:
         kinship: Kinship,
         resume: Resume,
         mounts: VolumeMounts,
+        extension: Extension,
         init_pools: bool,
     ) -> None:
         self._pools = pools
         self._stopped = threading.Event()
         indexes = Indexes(catalogue, snapshots, kinship, resume)
-        loader = PoolLoader(driver_name, state_dir, pools, indexes, mounts, init_pools=init_pools)
+        loader = PoolLoader(
+            driver_name,
+            state_dir,
+            pools=pools,
+            indexes=indexes,
+            mounts=mounts,
+            extension=extension,
+            init_pools=init_pools,
+        )
         self._keepers = [_Keeper(one, loader, pools, indexes, self._stopped) for one in options]
 
     def run(self) -> None:
@@ -177,10 +187,11 @@ class PoolLoader:
         self,
         driver_name: str,
         state_dir: str,
+        *,
         pools: Pools,
         indexes: Indexes,
         mounts: VolumeMounts,
-        *,
+        extension: Extension,
         init_pools: bool,
     ) -> None:
         self._driver_name = driver_name
@@ -188,6 +199,7 @@ class PoolLoader:
         self._pools = pools
         self._indexes = indexes
         self._mounts = mounts
+        self._extension = extension
         self._init_pools = init_pools
 
     def open(self, options: PoolOptions) -> Pool:
@@ -200,6 +212,7 @@ class PoolLoader:
             initialise_pool(options.directory, self._driver_name)
         pool = Pool(options, self._driver_name, self._state_dir)
         try:
+            pool.unmounted_growth.settle_all()
             volumes, snapshots = self._load(pool), self._load_snapshots(pool)
             self._pools.add(pool, self._indexes.volumes.all, self._indexes.kinship)
         except BaseException:
@@ -222,12 +235,21 @@ class PoolLoader:
         for volume in volumes:
             pool.ledger.settle(volume, 0)
         self._adopt_loops(pool)
+        volumes = [self._settled(volume) for volume in volumes]
         # The volumes are found by requests only after everything that is known of them.
         self._adopt_states(pool, {volume.volume_id for volume in volumes})
         self._indexes.snapshots.add_all(snapshots)
         self._indexes.resume(pool, [one for one in snapshots if not one.is_ready], volumes)
         self._indexes.volumes.add_all(volumes)
         crash_point("startup.opened")
+
+    def _settled(self, volume: Volume) -> Volume:
+        """The volume after whatever expansion of it was cut short has been finished or taken back."""
+        try:
+            return self._extension.settle(volume)
+        except UndoFailed as failure:
+            _log.error("%s", failure)
+            return volume
 
     def _load(self, pool: Pool) -> list[Volume]:
         volumes = []

@@ -7,10 +7,10 @@ import os
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.mounts import open_shown
 from csi_driver.domain.pools import Pools
 from csi_driver.domain.targets import TargetPath
 from csi_driver.errors import InvalidField, VolumeNotAtPath
-from csi_driver.linux import mountinfo
 from csi_driver.model import Usage, Volume
 
 
@@ -44,14 +44,8 @@ class Statistics:
 
 
 def _usage_at(volume: Volume, backend: Backend, target: TargetPath) -> Usage:
-    # Kubelet asks for a block volume's path through a symbolic link of its own; looking is harmless.
-    path_fd = target.open_following()
-    if path_fd is None:
-        raise VolumeNotAtPath(volume.volume_id, target.path)
+    path_fd = open_shown(volume, backend, target)
     try:
-        point = mountinfo.observe(path_fd)
-        if not (point.is_mount or volume.is_block) or not backend.shows(volume, point):
-            raise VolumeNotAtPath(volume.volume_id, target.path)
         return backend.usage(volume, path_fd)
     finally:
         os.close(path_fd)

@@ -1,17 +1,20 @@
-"""The superblock of an ext4 image that nobody has mounted: its UUID exchanged; knows no other structure of ext4.
+"""The superblock of an ext4: its size read, its UUID exchanged while nobody has it mounted; knows no other structure.
 
 The kernel can do the same to a mounted ext4 (EXT4_IOC_SETFSUUID) and also writes every backup superblock: on a clone
 each of them is a block to copy, at the first unmount. Here one block is written, while the image is being built. The
 backups keep the old UUID, which nothing compares: with metadata_csum_seed no checksum depends on it.
 
-Source: Documentation/filesystems/ext4/super.rst, fs/ext4/super.c (ext4_superblock_csum).
+Source: Documentation/filesystems/ext4/super.rst, fs/ext4/super.c (ext4_superblock_csum); for what a last block group
+must hold at least, e2fsprogs' resize/resize2fs.c (adjust_fs_info).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import uuid as uuids
+from dataclasses import dataclass
 from typing import Final
 
 from csi_driver.linux import crc32c
@@ -20,6 +23,7 @@ OFFSET: Final = 1024
 BYTES: Final = 1024
 MAGIC: Final = 0xEF53
 INCOMPAT_RECOVER: Final = 0x4
+INCOMPAT_64BIT: Final = 0x80
 INCOMPAT_CSUM_SEED: Final = 0x2000
 RO_COMPAT_METADATA_CSUM: Final = 0x400
 _MAGIC_AT: Final = 0x38
@@ -29,6 +33,90 @@ _CHECKSUM_AT: Final = 0x3FC
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
 _FEATURES: Final = struct.Struct("<II")
+COMPAT_SPARSE_SUPER2: Final = 0x0200
+ERROR_FS: Final = 0x0002
+_BLOCKS_AT: Final = 0x4
+_FIRST_BLOCK_AT: Final = 0x14
+_BLOCK_SIZE_AT: Final = 0x18
+_GROUP_BLOCKS_AT: Final = 0x20
+_GROUP_INODES_AT: Final = 0x28
+_STATE_AT: Final = 0x3A
+_INODE_SIZE_AT: Final = 0x58
+_COMPAT_AT: Final = 0x5C
+_RESERVED_DESCRIPTORS_AT: Final = 0xCE
+_BLOCKS_HIGH_AT: Final = 0x150
+_DESCRIPTOR_SIZE_AT: Final = 0xFE
+_SHORT_DESCRIPTOR_BYTES: Final = 32
+_LEAST_IN_GROUP: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Ext4Size:
+    """How large an ext4 is, and what decides how large it can become; counts are of blocks."""
+
+    blocks: int
+    block_size: int
+    first_block: int
+    group_blocks: int
+    group_overhead: int
+    reserved_descriptor_blocks: int
+    descriptor_bytes: int
+    grows_mounted: bool
+
+    @property
+    def most_blocks_in_place(self) -> int:
+        """What it can have before its group descriptors need blocks that hold something else."""
+        groups = -(-(self.blocks - self.first_block) // self.group_blocks)
+        held = -(-groups * self.descriptor_bytes // self.block_size) + self.reserved_descriptor_blocks
+        return held * (self.block_size // self.descriptor_bytes) * self.group_blocks + self.first_block
+
+    def blocks_on(self, device_bytes: int) -> int:
+        """The blocks that it would have on a device of this size, never less than it has.
+
+        A last group that would hold hardly more than its own tables is left out, as mke2fs and resize2fs do.
+        """
+        wanted = device_bytes // self.block_size
+        rest = (wanted - self.first_block) % self.group_blocks
+        descriptors = wanted // self.group_blocks * self.descriptor_bytes // self.block_size
+        if wanted - rest >= self.blocks and rest < self.group_overhead + descriptors:
+            wanted -= rest
+        return max(wanted, self.blocks)
+
+
+def size(fd: int) -> Ext4Size:
+    """Read the size of the ext4 in an image file, or on a block device that may be mounted.
+
+    Of an image that is mounted it is the size as it was written last; the device shows the one in memory.
+
+    Raises:
+        OSError: EINVAL: no ext4; EIO.
+    """
+    block = os.pread(fd, BYTES, OFFSET)
+    if len(block) != BYTES or _u16(block, _MAGIC_AT) != MAGIC:
+        raise OSError(errno.EINVAL, "there is no ext4")
+    block_size = 1024 << _u32(block, _BLOCK_SIZE_AT)
+    tables = -(-_u32(block, _GROUP_INODES_AT) * _u16(block, _INODE_SIZE_AT) // block_size)
+    has_errors = _u16(block, _STATE_AT) & ERROR_FS
+    incompat, _ = _FEATURES.unpack_from(block, _FEATURES_AT)
+    return Ext4Size(
+        blocks=_u32(block, _BLOCKS_AT) | _u32(block, _BLOCKS_HIGH_AT) << 32,
+        block_size=block_size,
+        first_block=_u32(block, _FIRST_BLOCK_AT),
+        group_blocks=_u32(block, _GROUP_BLOCKS_AT),
+        # Two bitmaps, the inode table, a copy of the superblock, the room for descriptors behind it.
+        group_overhead=_LEAST_IN_GROUP + 4 + tables + _u16(block, _RESERVED_DESCRIPTORS_AT),
+        reserved_descriptor_blocks=_u16(block, _RESERVED_DESCRIPTORS_AT),
+        descriptor_bytes=_u16(block, _DESCRIPTOR_SIZE_AT) if incompat & INCOMPAT_64BIT else _SHORT_DESCRIPTOR_BYTES,
+        grows_mounted=not (has_errors or _u32(block, _COMPAT_AT) & COMPAT_SPARSE_SUPER2),
+    )
+
+
+def _u16(block: bytes, offset: int) -> int:
+    return int(_U16.unpack_from(block, offset)[0])
+
+
+def _u32(block: bytes, offset: int) -> int:
+    return int(_U32.unpack_from(block, offset)[0])
 
 
 def write_uuid(image_fd: int, uuid: str) -> bool:

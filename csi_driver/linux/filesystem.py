@@ -281,17 +281,18 @@ def ext4_has_errors(image_fd: int) -> bool:
     return bool(state & EXT4_ERROR_FS)
 
 
-def check_ext4(image_path: str, timeout: float) -> None:
+def check_ext4(image_path: str, timeout: float, *, thoroughly: bool = False) -> None:
     """Replay the journal of an unmounted ext4 image and repair what can be repaired without a question.
 
-    Quick when the image is not marked with an error. It must not be attached anywhere; the check dies with
-    the thread that asked for it, so that none is left writing beside our successor's mount. `timeout` is in
-    seconds.
+    Quick when the image is not marked with an error, unless it is to be checked `thoroughly`. It must not be
+    attached anywhere; the check dies with the thread that asked for it, so that none is left writing beside
+    our successor's mount. `timeout` is in seconds.
 
     Raises:
         OSError: ToolError when errors remain (its text says which); ToolMissing; ToolTimeout.
     """
-    process.run(["e2fsck", "-p", "--", image_path], timeout=timeout, accept=E2FSCK_OK, die_with_caller=True)
+    how = "-fp" if thoroughly else "-p"
+    process.run(["e2fsck", how, "--", image_path], timeout=timeout, accept=E2FSCK_OK, die_with_caller=True)
 
 
 def get_ext4_uuid(fd: int) -> str:

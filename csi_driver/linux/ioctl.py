@@ -32,15 +32,18 @@ def iowr(kind: int, number: int, size: int) -> int:
     return _compose(_READ | _WRITE, kind, number, size)
 
 
-def exchange(fd: int, request: int, structure: bytearray) -> None:
+def exchange(fd: int, request: int, structure: bytearray) -> int:
     """Make the request with `structure` as its argument, which holds the kernel's answer afterwards.
+
+    Returns what the request does, mostly 0.
 
     Raises:
         OSError: with the errno of the request.
     """
     # A mutable buffer even where the kernel only reads: given immutable bytes, fcntl.ioctl keeps the GIL, and
     # one request that waits for a transaction would stop every thread.
-    fcntl.ioctl(fd, request, structure, True)
+    answer: int = fcntl.ioctl(fd, request, structure, True)
+    return answer
 
 
 def _compose(direction: int, kind: int, number: int, size: int) -> int:

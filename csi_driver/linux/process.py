@@ -16,6 +16,7 @@ ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(TOOL_DIRECTORIES)}
 DEBIAN_PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "e2image": "e2fsprogs",
     "resize2fs": "e2fsprogs",
     "tune2fs": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",

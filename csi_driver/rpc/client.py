@@ -108,6 +108,18 @@ class Client:
         """DeleteSnapshot."""
         self._csi("Controller", "DeleteSnapshot", csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot_id))
 
+    def expand_volume(self, volume_id: str, *, required_bytes: int, limit_bytes: int) -> dict[str, Any]:
+        """ControllerExpandVolume; the size that the volume has now, and whether `expand_on_node` is to follow."""
+        request = csi_pb2.ControllerExpandVolumeRequest(volume_id=volume_id)
+        request.capacity_range.required_bytes = required_bytes
+        request.capacity_range.limit_bytes = limit_bytes
+        return plain(self._csi("Controller", "ControllerExpandVolume", request))
+
+    def expand_on_node(self, volume_id: str, path: str) -> None:
+        """NodeExpandVolume for the volume that is staged or published at `path`."""
+        request = csi_pb2.NodeExpandVolumeRequest(volume_id=volume_id, volume_path=path)
+        self._csi("Node", "NodeExpandVolume", request)
+
     def stage(self, volume_id: str, path: str, *, block: bool, mount_flags: Sequence[str]) -> None:
         """NodeStageVolume."""
         request = csi_pb2.NodeStageVolumeRequest(volume_id=volume_id, staging_target_path=path)

@@ -17,6 +17,7 @@ _CAPABILITIES = (
     _Type.CREATE_DELETE_VOLUME,
     _Type.LIST_VOLUMES,
     _Type.GET_CAPACITY,
+    _Type.EXPAND_VOLUME,
     _Type.GET_VOLUME,
     _Type.CREATE_DELETE_SNAPSHOT,
     _Type.LIST_SNAPSHOTS,
@@ -84,6 +85,17 @@ class ControllerServicer(ControllerCapabilities):
         volume = self._node.catalogue.get(parsing.volume_id(request.volume_id))
         return csi_pb2.ControllerGetVolumeResponse(
             volume=self._volume(volume), status=csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
+        )
+
+    def ControllerExpandVolume(
+        self, request: csi_pb2.ControllerExpandVolumeRequest, call: Call
+    ) -> csi_pb2.ControllerExpandVolumeResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        asked = parsing.larger_range(request)
+        capability = parsing.optional_capability(request)
+        volume = self._node.growth.expand(volume_id, asked, capability, call.deadline)
+        return csi_pb2.ControllerExpandVolumeResponse(
+            capacity_bytes=volume.capacity_bytes, node_expansion_required=volume.has_filesystem
         )
 
     def GetCapacity(self, request: csi_pb2.GetCapacityRequest, call: Call) -> csi_pb2.GetCapacityResponse:

@@ -39,6 +39,8 @@ class IdentityServicer:
         response = csi_pb2.GetPluginCapabilitiesResponse()
         for service in _SERVICES:
             response.capabilities.add().service.type = service
+        # Spec: volumes may also be expanded while they are published, not only then.
+        response.capabilities.add().volume_expansion.type = csi_pb2.PluginCapability.VolumeExpansion.ONLINE
         return response
 
     def Probe(self, request: csi_pb2.ProbeRequest, call: Call) -> csi_pb2.ProbeResponse:

@@ -8,7 +8,12 @@ from csi_driver.rpc import answers, parsing
 from csi_driver.rpc.edge import Call
 
 _Type = csi_pb2.NodeServiceCapability.RPC
-_CAPABILITIES = (_Type.STAGE_UNSTAGE_VOLUME, _Type.GET_VOLUME_STATS, _Type.SINGLE_NODE_MULTI_WRITER)
+_CAPABILITIES = (
+    _Type.STAGE_UNSTAGE_VOLUME,
+    _Type.GET_VOLUME_STATS,
+    _Type.EXPAND_VOLUME,
+    _Type.SINGLE_NODE_MULTI_WRITER,
+)
 
 
 class NodeServicer:
@@ -57,6 +62,16 @@ class NodeServicer:
         path = parsing.path("volume_path", request.volume_path)
         usage = self._node.statistics.usage(volume_id, path, call.deadline)
         return answers.usage(usage)
+
+    def NodeExpandVolume(
+        self, request: csi_pb2.NodeExpandVolumeRequest, call: Call
+    ) -> csi_pb2.NodeExpandVolumeResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        path = parsing.path("volume_path", request.volume_path)
+        asked = parsing.capacity_range(request.capacity_range)
+        capability = parsing.optional_capability(request)
+        volume = self._node.growth.expand_on_node(volume_id, path, asked, capability, call.deadline)
+        return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=volume.capacity_bytes)
 
     def NodeGetCapabilities(
         self, request: csi_pb2.NodeGetCapabilitiesRequest, call: Call

@@ -97,6 +97,21 @@ def capacity_range(request: csi_pb2.CapacityRange) -> CapacityRange:
     return CapacityRange(required, limit)
 
 
+def larger_range(request: csi_pb2.ControllerExpandVolumeRequest) -> CapacityRange:
+    """The range that an expansion must name."""
+    asked = capacity_range(request.capacity_range)
+    if asked == CapacityRange():
+        raise MissingField("capacity_range")
+    return asked
+
+
+def optional_capability(
+    request: csi_pb2.ControllerExpandVolumeRequest | csi_pb2.NodeExpandVolumeRequest,
+) -> VolumeCapability | None:
+    """The capability that an expansion may name."""
+    return capability(request.volume_capability) if request.HasField("volume_capability") else None
+
+
 def capability(request: csi_pb2.VolumeCapability, field: str = "volume_capability") -> VolumeCapability:
     """One capability with an access type and an access mode that a volume of one node can have."""
     kind = request.WhichOneof("access_type")

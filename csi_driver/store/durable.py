@@ -27,12 +27,20 @@ def write_new(dir_fd: int, name: str, content: bytes) -> None:
 
     Raises: FileExistsError; OSError.
     """
-    descriptor = os.open(name, _WRITE_NEW, 0o600, dir_fd=dir_fd)
+    descriptor = create(dir_fd, name)
     try:
         write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def create(dir_fd: int, name: str) -> int:
+    """A descriptor, the caller's, of a new empty file to write to.
+
+    Raises: FileExistsError; OSError.
+    """
+    return os.open(name, _WRITE_NEW, 0o600, dir_fd=dir_fd)
 
 
 def write_all(descriptor: int, content: bytes) -> None:

@@ -5,7 +5,7 @@
        snapshots/<id>/     snapshots, alike; without content while that is still being copied
        trash/<id>@<time>/  deleted objects on their way out
        templates/          formatted images that new ones are cloned from; can be rebuilt at any time
-       tmp/                objects being built; emptied at start
+       tmp/                objects being built; emptied at start, but for redo logs, which are carried out
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from csi_driver.store import durable, records
 IDENTITY = "hostvol-pool.json"
 VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP = "volumes", "snapshots", "trash", "templates", "tmp"
 _ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP)
+# What is to be written into the image of the volume whose id stands before it.
+REDO_SUFFIX = ".redo"
 _LIMIT_BYTES = 4096
 
 
@@ -194,7 +196,8 @@ class PoolDirectory:
 
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
-        return [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
+        found = [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
+        return [(room, name) for room, name in found if not name.endswith(REDO_SUFFIX)]
 
     def has_identity(self) -> bool:
         """Whether the path still leads to this pool: an unmounted or replaced directory does not."""

@@ -86,6 +86,18 @@ def read_snapshot(dir_fd: int, directory: str, where: str) -> Snapshot:
     return snapshot
 
 
+def replace_volume(dir_fd: int, volume: Volume) -> None:
+    """Put a record in the place of the one of a live volume, durably: after a crash there is one of both.
+
+    `dir_fd` is the directory in which the volume's own lies. Raises: OSError; either may be there then.
+    """
+    object_fd = durable.open_directory(volume.volume_id, dir_fd=dir_fd)
+    try:
+        durable.replace(object_fd, RECORD, seal("volume", _volume_body(volume)))
+    finally:
+        os.close(object_fd)
+
+
 def read_volume(dir_fd: int, directory: str, where: str) -> Volume:
     """The volume whose record lies in `directory` below `dir_fd`.
 
@@ -136,7 +148,9 @@ def _canonical(value: Any) -> bytes:
 def _volume_body(volume: Volume) -> dict[str, Any]:
     source = {"source": {"kind": volume.source.kind, "id": volume.source.object_id}} if volume.source else {}
     lineage = {"lineage": volume.lineage} if volume.lineage else {}
+    growth = {"growing_to_bytes": volume.growing_to_bytes} if volume.growing_to_bytes else {}
     return {
+        **growth,
         "volume_id": volume.volume_id,
         "name": volume.name,
         "capacity_bytes": volume.capacity_bytes,
@@ -191,6 +205,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             project_id=int(body["project_id"]),
             source=_source_from(body.get("source")),
             lineage=str(body.get("lineage", "")),
+            growing_to_bytes=int(body.get("growing_to_bytes", 0)),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause

@@ -6,6 +6,7 @@
 - Thick volumes own their bytes; thin ones are counted by what they may still allocate; directories without a quota
   are not counted.
 - With an overcommit of N the sum of sizes goes up to N times the usable bytes, thick volumes keep the first rule.
+- A volume grows by what is grantable and no more; one that failed to has its old promise.
 - A volume that is gone, or was never built, gives its promise back; a second telling changes nothing.
 - A refusal rests on what the filesystem says now.
 - Many threads at once are never granted more together than one after the other.
@@ -13,6 +14,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,7 +25,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from csi_driver.domain import ledger as ledger_module
 from csi_driver.domain.ledger import Ledger, Space, growth_of, is_counted
-from csi_driver.errors import InsufficientCapacity
+from csi_driver.errors import InsufficientCapacity, NoRoomToGrow
 from csi_driver.model import (
     GIB,
     MIB,
@@ -111,6 +113,21 @@ class Books:
         self.ledger.settle(volume, size_bytes if thick else 0)
         self.disk.listed[volume.volume_id] = volume
         return volume
+
+    def grow(self, volume: Volume, to_bytes: int, *, overcommit: float = 1.0, fails: bool = False) -> Volume:
+        """As `domain.growth` does it; somebody may measure in its middle."""
+        self.ledger.admit_growth(volume, to_bytes, overcommit)
+        allocated = to_bytes - volume.capacity_bytes if volume.is_thick else 0
+        self.disk.own[volume.volume_id] += allocated
+        self.ledger.measure()
+        if fails:
+            self.disk.own[volume.volume_id] -= allocated
+            self.ledger.resize(volume)
+            return volume
+        grown = dataclasses.replace(volume, capacity_bytes=to_bytes)
+        self.disk.listed[volume.volume_id] = grown
+        self.ledger.resize(grown, allocated)
+        return grown
 
     def delete(self, volume: Volume) -> None:
         del self.disk.listed[volume.volume_id]
@@ -376,6 +393,47 @@ def test_what_is_promised_beyond_what_there_is_is_told(books: Books) -> None:
     assert not books.ledger.is_overdrawn(2.0)
 
 
+@pytest.mark.parametrize("thick", [False, True])
+def test_a_volume_grows_by_what_is_grantable_and_not_by_a_block_more(books: Books, thick: bool) -> None:
+    volume = books.create(GIB, thick=thick)
+    most = volume.capacity_bytes + books.ledger.grantable_bytes(1.0, thick=thick)
+    with pytest.raises(NoRoomToGrow, match=f"{most + BLOCK - GIB} more"):
+        books.ledger.admit_growth(volume, most + BLOCK, 1.0)
+    grown = books.grow(volume, most)
+    assert books.ledger.grantable_bytes(1.0) == 0
+    books.fill(grown)
+    books.delete(grown)
+    assert books.ledger.grantable_bytes(1.0) > USABLE - BLOCK
+
+
+def test_a_growth_that_fails_gives_back_what_it_was_promised(books: Books) -> None:
+    volume = books.create(GIB)
+    before = books.ledger.promised_bytes
+    assert books.grow(volume, 3 * GIB, fails=True) is volume
+    assert books.ledger.promised_bytes == before
+
+
+def test_a_measurement_does_not_take_a_growth_back_that_is_under_way(books: Books, clock: Clock) -> None:
+    volume = books.create(GIB)
+    books.ledger.admit_growth(volume, 4 * GIB, 1.0)
+    clock.now += 10
+    books.ledger.measure()
+    assert books.ledger.promised_bytes == 4 * GIB
+
+
+def test_an_intent_that_a_start_finds_is_promised_already(books: Books) -> None:
+    volume = dataclasses.replace(books.volume(GIB), growing_to_bytes=4 * GIB)
+    books.ledger.settle(volume, 0)
+    assert books.ledger.promised_bytes == 4 * GIB
+
+
+def test_a_directory_without_quota_grows_without_being_asked(books: Books) -> None:
+    volume = books.volume(GIB, quota=QuotaPolicy.NONE)
+    books.ledger.admit_growth(volume, 100 * GIB, 1.0)
+    books.ledger.resize(dataclasses.replace(volume, capacity_bytes=100 * GIB))
+    assert books.ledger.promised_bytes == 0
+
+
 def test_growth_is_never_negative() -> None:
     volume = Books().volume(GIB)
     assert growth_of(volume, 2 * GIB) == 0
@@ -412,6 +470,20 @@ class LedgerMachine(RuleBasedStateMachine):
             return self.books.create(size * 8 * MIB, thick=thick, overcommit=self.overcommit)
         except InsufficientCapacity:
             return self.books.volume(0)
+
+    @rule(target=volumes, volume=consumes(volumes), part=st.integers(0, 130), fails=st.booleans())
+    def grow_by_a_part_of_what_is_grantable(self, volume: Volume, part: int, fails: bool) -> Volume:
+        if volume.volume_id not in self.books.disk.listed:
+            return volume
+        grantable = self.books.ledger.grantable_bytes(self.overcommit, thick=volume.is_thick)
+        to_bytes = volume.capacity_bytes + grantable * part // 100 // BLOCK * BLOCK
+        if to_bytes == volume.capacity_bytes:
+            return volume
+        try:
+            return self.books.grow(volume, to_bytes, overcommit=self.overcommit, fails=fails)
+        except NoRoomToGrow:
+            assert part > 100, "less than what is said to be grantable was refused"
+            return volume
 
     @rule(volume=volumes, part=st.integers(0, 100))
     def write(self, volume: Volume, part: int) -> None:

@@ -25,7 +25,7 @@ import pytest
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2
 from tests.cluster.cluster import Cluster, Controller, anywhere, capacity_request, free_port, on, topology, until
-from tests.harness import GIB, Failure, create_request, run
+from tests.harness import GIB, MIB, Failure, create_request, run
 
 Code = grpc.StatusCode
 HOST = "hostvol-controller.test"
@@ -283,6 +283,23 @@ def test_what_the_node_refuses_the_caller_hears(cluster: Cluster) -> None:
     assert "colour" in failure.details
     huge = cluster.controller.failure("CreateVolume", create_request("x", size_bytes=1 << 60))
     assert huge.code in (Code.OUT_OF_RANGE, Code.RESOURCE_EXHAUSTED)
+
+
+def test_a_volume_grows_on_its_node_and_every_answer_tells_it(cluster: Cluster) -> None:
+    controller, node = cluster.controller, cluster.nodes["node-b"]
+    volume = controller.call("CreateVolume", on("growing", "node-b", size_bytes=16 * MIB)).volume
+    asked = {"volume_id": volume.volume_id, "capacity_range": csi_pb2.CapacityRange(required_bytes=64 * MIB)}
+    answer = controller.call("ControllerExpandVolume", **asked)
+    # A directory: its quota is all that grows.
+    assert (answer.capacity_bytes, answer.node_expansion_required) == (64 * MIB, False)
+    # The node tells of a change before it answers the call that made it.
+    [entry] = controller.call("ListVolumes").entries
+    assert entry.volume.capacity_bytes == 64 * MIB
+    assert node.call("ControllerGetVolume", volume_id=volume.volume_id).volume.capacity_bytes == 64 * MIB
+    refusal = controller.failure("ControllerExpandVolume", **{**asked, "capacity_range": {"limit_bytes": MIB}})
+    assert refusal.code is Code.OUT_OF_RANGE
+    node.kill()
+    assert code(controller, "ControllerExpandVolume", **asked) is Code.UNAVAILABLE
 
 
 def test_node_calls_are_not_forwarded(cluster: Cluster) -> None:

@@ -25,6 +25,7 @@ import click
 import pytest
 
 from csi_driver.app import cli, main
+from csi_driver.linux import growth
 from tests.harness import MIB, Driver, run
 
 
@@ -191,6 +192,54 @@ def test_a_volume_goes_round(driver: Driver, tmp_path: Path, options: tuple[str,
     assert driver.files() == []
 
 
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_a_volume_grows_while_it_is_mounted_and_while_it_is_not(
+    driver: Driver, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    size = 300 * MIB if "xfs" in options else 16 * MIB
+    succeeded(driver, "volume", "create", "data", *options, "--size", str(size))
+    target = str(tmp_path / "target")
+
+    def expand(times: int) -> int:
+        arguments = ("volume", "expand", "data", "--size", str(times * size), "--output", "json")
+        return int(json.loads(succeeded(driver, *arguments))["capacity_bytes"])
+
+    assert expand(2) == 2 * size
+    succeeded(driver, "volume", "mount", "data", target)
+    is_ext4 = run("findmnt", "-no", "FSTYPE", "--mountpoint", target).strip() == "ext4" and "directory" not in options
+    if is_ext4 and not growth.may_grow_mounted_ext4():
+        words = ("CAP_SYS_RESOURCE", f"{3 * size >> 20} MiB now", "not yet")
+        arguments = ("volume", "expand", "data", "--size", str(3 * size))
+        failed(1, *words, arguments=arguments, endpoint=driver.endpoint)
+        succeeded(driver, "volume", "umount", "data", target)
+        succeeded(driver, "volume", "mount", "data", target)
+    assert expand(3) == expand(1) == 3 * size
+    if "--block" in options:
+        assert int(run("blockdev", "--getsize64", target)) == 3 * size
+    elif "directory" not in options:
+        assert os.statvfs(target).f_blocks * 4096 > 5 * size // 2
+    succeeded(driver, "volume", "umount", "data", target)
+    limited = ("volume", "expand", "data", "--size", "1MiB", "--limit", "2MiB")
+    failed(1, "limit_bytes", "never becomes smaller", arguments=limited, endpoint=driver.endpoint)
+    succeeded(driver, "volume", "delete", "data", "--yes")
+
+
+def test_a_person_sees_how_far_a_long_expansion_is(tmp_path: Path) -> None:
+    # A terminal of its own, in which nothing takes long but the work that is watched.
+    script = (
+        "import time; from csi_driver.cli.progress import watched; began = time.monotonic(); "
+        "print(watched('allocating', lambda: time.sleep(3) or 'done', lambda: (time.monotonic() - began) / 3))"
+    )
+    log = tmp_path / "terminal"
+    run("script", "--quiet", "--command", f'{sys.executable} -c "{script}"', str(log))
+    shown = log.read_text()
+    assert "done" in shown
+    percents = [int(one) for one in re.findall(r"(\d+)%", shown)]
+    assert len(percents) >= 3
+    assert percents == sorted(percents)
+    assert "%" not in run(sys.executable, "-c", script)
+
+
 def test_a_volume_is_mounted_read_only_and_with_flags(driver: Driver, tmp_path: Path) -> None:
     succeeded(driver, "volume", "create", "data", "--size", "16MiB")
     target = tmp_path / "target"
@@ -345,6 +394,7 @@ REFUSED: dict[str, tuple[tuple[str | bytes, ...], tuple[str, ...]]] = {
     ),
     "more than there is": (("volume", "create", "x", "--size", "10TiB"), ("granted", "delete volumes")),
     "a limit below the size": (("volume", "create", "x", "--size", "2GiB", "--limit", "1GiB"), ("limit_bytes",)),
+    "an expansion of nothing": (("volume", "expand", "nothing", "--size", "1GiB"), ("nothing", "hostvol volume list")),
     "an unknown parameter": (("volume", "create", "x", "-p", "colour=red"), ("parameters.colour", "mkfsOptions")),
     "a thick directory": (("volume", "create", "x", "--type", "directory", "--thick"), ("provisioning",)),
     "a directory as a device": (("volume", "create", "x", "--type", "directory", "--block"), ("parameters.type",)),
@@ -398,6 +448,7 @@ MISSPELLED: dict[str, tuple[tuple[str, ...], str]] = {
     "no such subcommand": (("volume", "resize"), "No such command"),
     "no argument": (("volume", "create"), "NAME"),
     "no such option": (("volume", "list", "--colour"), "No such option"),
+    "an expansion without a size": (("volume", "expand", "x"), "--size"),
     "an unknown output": (("volume", "list", "-o", "xml"), "table"),
     "an unknown type": (("volume", "create", "x", "--type", "lvm"), "directory"),
     "a parameter without a value": (("volume", "create", "x", "-p", "colour"), "KEY=VALUE"),

@@ -147,6 +147,7 @@ DAMAGES: dict[str, Damage] = {
     "of another kind": lambda record: record.write_bytes(records.seal("snapshot", {"volume_id": record.parent.name})),
     "without a size": without("capacity_bytes"),
     "with a size that is none": resealed(capacity_bytes="many"),
+    "with a growth that is none": resealed(growing_to_bytes="more"),
     "with a type that is none": resealed(type="lvm"),
     "a directory": replaced_by(Path.mkdir),
     "a dangling link": replaced_by(lambda record: record.symlink_to("nothing")),

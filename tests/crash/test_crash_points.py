@@ -7,7 +7,9 @@
   and its filesystem is sound.
 - Once it is deleted, mounts, loop devices, files, templates, runtime state and target paths are as they were.
 - Volumes that nobody touches stay listed, mounted and unchanged to the last byte.
-- A start that is killed while it clears the leftovers of such a crash is finished by the next start.
+- An expansion ends at the old size or the new one, and the repetition at the new one, as record, file and device.
+- A start that is killed while it clears the leftovers of such a crash, or finishes an expansion, is finished by the
+  next one.
 - No qgroup of a deleted volume is left on a btrfs.
 - `hostvol pool init`, killed at any point, is finished by its repetition, and a half-made pool is not served.
 """
@@ -43,6 +45,9 @@ KINDS = {
 }
 # Only these have something that the first volume of a pool does for the next.
 WITH_A_FIRST = ("ext4", "ext4-thick", "ext4-reflink", "xfs", "directory-qgroup")
+# And only these have something left to do when they are staged after an expansion.
+WITH_A_FILESYSTEM = ("ext4", "ext4-reflink", "xfs", "btrfs")
+ONLY_FOR = {"first-create": WITH_A_FIRST, "stage-expanded": WITH_A_FILESYSTEM}
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,36 @@ def created_after_delete(lane: Lane, subject: Subject) -> None:
     use_to_its_end(lane, subject)
 
 
+def expanded(lane: Lane, subject: Subject) -> None:
+    idle(lane, subject)
+    subject.expand(subject.grown_bytes)
+
+
+def expanded_again(lane: Lane, subject: Subject) -> None:
+    lane.heal(subject.grow)
+    lane.check_extended(subject)
+    if subject.fs_type in ("xfs", "btrfs") or subject.block:
+        assert subject.shown_bytes() > subject.size_bytes * 3 // 2
+    use_to_its_end(lane, subject)
+
+
+def left_at_some_size(lane: Lane, subject: Subject) -> None:
+    """Whoever changes his mind keeps one size or the other: nothing becomes smaller."""
+    told = lane.driver.call("ControllerGetVolume", volume_id=subject.volume_id).volume.capacity_bytes
+    assert told in (subject.size_bytes, subject.grown_bytes)
+    if subject.kind.is_image:
+        assert lane.image(subject).stat().st_size == told
+    use_to_its_end(lane, subject)
+
+
+def staged_at_full_size(lane: Lane, subject: Subject) -> None:
+    lane.heal(subject.stage)
+    lane.heal(subject.publish)
+    lane.check_extended(subject)
+    assert subject.shown_bytes() > subject.size_bytes * 3 // 2
+    use_to_its_end(lane, subject)
+
+
 OPERATIONS = {
     "first-create": Operation(nothing_as_in_a_new_pool, Subject.create, created_again, deleted_or_asked_otherwise),
     "create": Operation(nothing, Subject.create, created_again, deleted_or_asked_otherwise),
@@ -165,6 +200,8 @@ OPERATIONS = {
     "publish": Operation(staged, Subject.publish, partial(called_again, Subject.publish), unpublished),
     "unpublish": Operation(up, Subject.unpublish, unpublished, published),
     "unstage": Operation(staged, Subject.unstage, unstaged, partial(called_again, Subject.stage)),
+    "expand": Operation(up, Subject.grow, expanded_again, left_at_some_size),
+    "stage-expanded": Operation(expanded, Subject.stage, staged_at_full_size, unstaged),
     "delete": Operation(idle, Subject.delete, deleted_again, created_after_delete),
     "delete-staged": Operation(staged, Subject.delete, deleted_again, created_after_delete),
 }
@@ -213,7 +250,7 @@ MATRIX = [
     pytest.param(kind, operation, id=f"{kind}-{operation}")
     for kind in KINDS
     for operation in OPERATIONS
-    if operation != "first-create" or kind in WITH_A_FIRST
+    if kind in ONLY_FOR.get(operation, KINDS)
 ]
 
 
@@ -242,6 +279,16 @@ LEFTOVERS = [
     pytest.param(kind, operation, point, id=f"{kind}-{operation}")
     for kind in ("ext4", "directory", "directory-qgroup")
     for operation, point in (("create", "create.built:1"), ("delete", "delete.discarded:1"))
+]
+# What it finds to finish.
+UNFINISHED = [
+    pytest.param(kind, operation, point, id=f"{kind}-{operation}")
+    for kind, operation, point in (
+        ("ext4", "expand", "expand.intended:1"),
+        ("ext4-thick", "expand", "image.extended:1"),
+        ("directory-qgroup", "expand", "expand.intended:1"),
+        ("ext4", "stage-expanded", "redo.written:1"),
+    )
 ]
 
 
@@ -281,6 +328,24 @@ def test_a_start_that_is_killed_while_it_clears_is_finished_by_the_next(
     if kind != "ext4":
         # Before anything is cleared all starts are alike.
         points = [point for point in points if not point.startswith("startup.opened")]
+    tally.meet(f"start after {kind} {operation}", points)
+    cases = {
+        f"start after {kind} {operation} {point} {which}": partial(start_case, leave_it, point, after)
+        for point in points
+        for which, after in (("same", asked.same), ("opposite", asked.opposite))
+    }
+    held(tally, lanes, cases)
+
+
+@pytest.mark.parametrize(("kind", "operation", "left_at"), UNFINISHED)
+def test_a_start_that_is_killed_while_it_finishes_an_expansion_is_finished_by_the_next(
+    kind: str, operation: str, left_at: str, lanes: Lanes, tally: Tally
+) -> None:
+    asked, lane, leave_it = OPERATIONS[operation], lanes.all[0], partial(leave, kind, operation, left_at)
+    subject = leave_it(lane)
+    points = lane.passing(lane.driver.start)
+    asked.opposite(lane, subject)
+    lane.check_baseline()
     tally.meet(f"start after {kind} {operation}", points)
     cases = {
         f"start after {kind} {operation} {point} {which}": partial(start_case, leave_it, point, after)

@@ -1,7 +1,7 @@
 """What a careful reader would ask about snapshots and copies.
 
-- While a volume is being copied it is neither staged nor deleted; the list tells how far it is; the same call joins; a
-  delete of the snapshot ends the copy; a start finishes it.
+- While a volume is being copied it is neither staged nor deleted nor expanded; the list tells how far it is; the same
+  call joins; a delete of the snapshot ends the copy; a start finishes it.
 - A pool that fills up in the middle of a copy leaves nothing half-done, and the numbers are told.
 - Source and copies bear different UUIDs, with a journal to replay too; a second generation as well.
 - A copy that is larger has a filesystem that is larger.
@@ -37,7 +37,7 @@ from tests.driver.test_snapshots import (
     take_down,
     write,
 )
-from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload, create_request, polled, run
+from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, create_request, polled, run
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
@@ -255,23 +255,54 @@ def total_bytes(workload: Workload) -> int:
 
 
 @pytest.mark.parametrize("pool", ["xfs", "host"])
-def test_a_larger_copy_has_a_larger_filesystem(pool: str, make_pool: MakePool, make_driver: MakeDriver) -> None:
-    driver = make_driver(make_pool(pool))
-    source = Workload(driver, "source", size_bytes=64 * MIB)
+@pytest.mark.parametrize(("fs_type", "size_bytes"), [("ext4", 64 * MIB), ("xfs", 300 * MIB), ("btrfs", 128 * MIB)])
+def test_a_larger_copy_has_a_larger_filesystem(
+    pool: str, fs_type: str, size_bytes: int, make_pool: MakePool, make_driver: MakeDriver
+) -> None:
+    driver = make_driver(make_pool(pool, size_bytes=4 << 30))
+    source = Workload(driver, "source", fs_type=fs_type, size_bytes=size_bytes)
     source.up()
     write(source, "before")
     before = total_bytes(source)
     if pool == "host":
         idle(source)
     snapshot = cut(driver, source.volume_id)
-    larger = copied(source, "larger", from_snapshot(snapshot.snapshot_id), size_bytes=512 * MIB)
+    larger = copied(source, "larger", from_snapshot(snapshot.snapshot_id), size_bytes=4 * size_bytes)
     assert read(larger) == "before"
-    assert total_bytes(larger) > 7 * before
-    fill(larger, 300 * MIB)
+    assert total_bytes(larger) > 3.5 * before
+    fill(larger, 2 * size_bytes // MIB * MIB)
     take_down(larger)
     if pool == "xfs":
         idle(source)
     source.delete()
+
+
+def test_a_volume_that_is_copied_does_not_grow_and_one_that_grew_is_copied_whole(
+    make_pool: MakePool, make_driver: MakeDriver
+) -> None:
+    place = make_pool("ext4", size_bytes=6 << 30)
+    driver = make_driver(place)
+    source = written(driver, 400 * MIB)
+    cutting = Cutting(driver, source.volume_id)
+    with frozen(place):
+        assert driver.code("ControllerExpandVolume", source.expand_request(GIB)) is Code.ABORTED
+    cutting.join()
+    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
+    [snapshot] = snapshots(driver)
+    assert snapshot.size_bytes == source.size_bytes
+    assert driver.call("ControllerExpandVolume", source.expand_request(GIB)).capacity_bytes == GIB
+    source.size_bytes = GIB
+    later = cut(driver, source.volume_id, "later")
+    assert later.size_bytes == GIB
+    copy = copied(source, "copy", from_snapshot(later.snapshot_id))
+    assert total_bytes(copy) > 900 * MIB
+    assert (
+        driver.code(
+            "CreateVolume", copy_request(source, "small", from_snapshot(later.snapshot_id), size_bytes=800 * MIB)
+        )
+        is Code.OUT_OF_RANGE
+    )
+    take_down(copy)
 
 
 def test_pools_on_one_filesystem_share_and_mounted_volumes_are_cloned_between(

@@ -44,11 +44,19 @@ class Book:
     creating: dict[str, Kept] = field(default_factory=dict)  # by name
     deleting: dict[str, Kept] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)  # the last number that a workload fsynced, by volume id
+    sizes: dict[str, int] = field(default_factory=dict)  # what an expansion acknowledged, by volume id
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def snapshot(self) -> Book:
         with self._lock:
-            return Book(dict(self.alive), dict(self.gone), dict(self.creating), dict(self.deleting), dict(self.written))
+            return Book(
+                dict(self.alive),
+                dict(self.gone),
+                dict(self.creating),
+                dict(self.deleting),
+                dict(self.written),
+                dict(self.sizes),
+            )
 
     @contextlib.contextmanager
     def edit(self) -> Iterator[Book]:
@@ -66,6 +74,7 @@ class Book:
             creating=cut.creating | self.creating | created,
             deleting=unanswered,
             written=cut.written,
+            sizes=cut.sizes,
         )
 
 
@@ -116,8 +125,11 @@ class Load:
         while not self._stop.is_set():
             number += 1
             try:
-                if len(mine) < _MOST_PER_CALLER and choices.random() < 0.6:
+                chance = choices.random()
+                if len(mine) < _MOST_PER_CALLER and chance < 0.5:
                     mine.append(self._create(Kept(f"{seed}-{number}", choices.choice(self._kinds))))
+                elif mine and chance < 0.75:
+                    self._expand(choices.choice(mine), 1 + choices.random())
                 elif mine:
                     self._delete(mine.pop(choices.randrange(len(mine))))
             except Failure as failure:
@@ -140,6 +152,12 @@ class Load:
         self._driver.call("DeleteVolume", volume_id=kept.volume_id)
         with self._book.edit() as book:
             book.gone[kept.volume_id] = book.deleting.pop(kept.volume_id)
+
+    def _expand(self, kept: Kept, times: float) -> None:
+        workload = kept.workload(self._driver)
+        given = workload.expand(int(workload.size_bytes * times) // 4096 * 4096)
+        with self._book.edit() as book:
+            book.sizes[kept.volume_id] = given
 
     def _write(self, kept: Kept) -> None:
         """Write numbers into a published volume, each durable before the next."""

@@ -2,10 +2,13 @@
 
 - A create that was acknowledged is there afterwards, with its record, and can be used; its filesystem is clean.
 - A delete that was acknowledged stays done.
+- An expansion that was acknowledged has been made, in the record, the image and the limit; one that was not is finished
+  or taken back.
 - A create that was not acknowledged left a whole volume or nothing.
 - What a workload fsynced inside a volume is in the volume.
 - The driver starts on what the cut left, and clears the half-built and the half-removed away.
 - A directory volume of a btrfs has its subvolume and its limit.
+- An ext4 that is grown while nobody has it mounted is whole, whichever step the cut comes after.
 - Without the driver's fsyncs the same cuts do lose volumes: they are able to.
 
 `disks` says why these are power cuts.
@@ -27,7 +30,7 @@ import pytest
 
 from tests.durability.disks import Disk
 from tests.durability.load import KINDS, Book, Kept, Load, read_number, write_number
-from tests.harness import MIB, Driver, Workload, run
+from tests.harness import MIB, Code, Driver, Workload, only_by_resize2fs, run
 
 CUTS = 20
 _HOUSEKEEPING_SECONDS = 20.0
@@ -84,12 +87,23 @@ class Round:
             if key not in self.book.alive | self.book.deleting and name not in maybe
         ]
         assert unasked == []
+        self.check_sizes()
         appeared = {key: Kept(name, maybe[name].kind, key) for key, name in records.items() if name in maybe}
         undeleted = {key: kept for key, kept in self.book.deleting.items() if key in records}
         self.book.creating, self.book.deleting = {}, {}
         self.book.alive |= appeared | undeleted
         assert "quarantine" not in self.driver.log()
         self.wait_for_housekeeping()
+
+    def check_sizes(self) -> None:
+        """No volume is smaller than it was said to be, and every image as large as its record says."""
+        told = {
+            entry.volume.volume_id: entry.volume.capacity_bytes for entry in self.driver.call("ListVolumes").entries
+        }
+        for volume_id, size_bytes in told.items():
+            assert size_bytes >= self.book.sizes.get(volume_id, 0), volume_id
+            image = self.driver.pool / "volumes" / volume_id / "disk.img"
+            assert not image.exists() or image.stat().st_size == size_bytes, volume_id
 
     def check_usable(self, fresh: dict[str, Kept]) -> None:
         for kept in fresh.values():
@@ -127,7 +141,8 @@ class Round:
         content = self.driver.pool / "volumes" / workload.volume_id
         if workload.parameters.get("type") == "directory":
             if "quota" not in workload.parameters:
-                check_limit(content / "data", workload.size_bytes)
+                told = self.driver.call("ControllerGetVolume", volume_id=workload.volume_id).volume
+                check_limit(content / "data", told.capacity_bytes)
         elif not workload.block:
             tool = ["xfs_repair", "-n"] if workload.fs_type == "xfs" else ["e2fsck", "-fn"]
             run(*tool, str(content / "disk.img"))
@@ -186,6 +201,7 @@ def test_cuts_lose_nothing_that_was_acknowledged(round_: Round, request: pytest.
         publish_diaries(round_, diaries)
     print(
         f"{name}: {CUTS} cuts, {acknowledged} calls acknowledged, {checked} volumes used, "
+        f"{len(round_.book.sizes)} expansions, "
         f"{sum(round_.book.written.values())} numbers fsynced by workloads, lost {round_.lost}, risen {round_.risen}"
     )
     assert acknowledged > CUTS, "the driver hardly worked: the cuts proved little"
@@ -211,3 +227,24 @@ def is_broken(image: Path) -> bool:
     """Whether e2fsck finds fault."""
     done = subprocess.run(["e2fsck", "-fn", str(image)], check=False, capture_output=True, timeout=60)
     return done.returncode != 0
+
+
+@pytest.mark.parametrize("point", ["growth.copied", "redo.written", "redo.carried_out", "redo.removed"])
+def test_a_cut_while_an_unmounted_ext4_grows_leaves_it_whole(round_: Round, point: str) -> None:
+    workload = Workload(round_.driver, "grown", size_bytes=32 * MIB)
+    write_number(workload.up(), 7)
+    workload.unpublish()
+    workload.unstage()
+    workload.expand(512 * MIB)
+    only_by_resize2fs(round_.driver)
+    round_.driver.restart(HOSTVOL_CRASH_AT=point)
+    assert round_.driver.code("NodeStageVolume", workload.stage_request()) is Code.UNAVAILABLE
+    round_.disk.cut()
+    round_.reboot()
+    workload.stage()
+    place = workload.publish()
+    assert read_number(place) == 7
+    assert shutil.disk_usage(place).total > 400 * MIB
+    workload.unpublish()
+    workload.unstage()
+    run("e2fsck", "-fn", str(round_.driver.pool / "volumes" / workload.volume_id / "disk.img"))

@@ -33,11 +33,6 @@ SKIPPED: dict[str, set[str]] = {
         "Controller Service volume lifecycle should be idempotent",
         "Controller Service volume lifecycle should work",
     },
-    "ControllerExpandVolume not supported": {
-        "ExpandVolume should fail if no capacity range is given",
-        "ExpandVolume should fail if no volume id is given",
-        "ExpandVolume should work",
-    },
     "ControllerGetVolumeHealth not supported": {
         "ControllerGetVolumeHealth should fail when no volume id is provided",
         "ControllerGetVolumeHealth should return health for a valid volume",
@@ -78,12 +73,6 @@ SKIPPED: dict[str, set[str]] = {
     },
     "Modify Volume not supported": {
         "Controller Service CreateVolume should not create volume with an invalid volume attribute class",
-    },
-    "NodeExpandVolume not supported": {
-        "Node Service NodeExpandVolume should fail when no volume id is provided",
-        "Node Service NodeExpandVolume should fail when no volume path is provided",
-        "Node Service NodeExpandVolume should fail when volume is not found",
-        "Node Service NodeExpandVolume should work if node-expand is called after node-publish",
     },
     "NodeGetStorageHealth not supported": {
         "Node Service NodeGetStorageHealth should return appropriate response",
@@ -174,6 +163,7 @@ def run_csi_sanity(endpoint: str, kind: Kind, where: Path) -> Report:
         f"-csi.testvolumeparameters={parameters}",
         f"-csi.testvolumeaccesstype={kind.access_type}",
         f"-csi.testvolumesize={kind.size_bytes}",
+        f"-csi.testvolumeexpandsize={2 * kind.size_bytes}",
         f"-ginkgo.junit-report={junit}",
         "-ginkgo.no-color",
     ]
@@ -198,7 +188,7 @@ def test_every_spec_that_applies_passes_and_nothing_is_left(
     assert report.failed == {}
     assert report.pending == PENDING
     assert report.skipped == SKIPPED
-    assert len(report.passed) > 60
+    assert len(report.passed) > 65
     print(f"csi-sanity: {len(report.passed)} passed, {sum(map(len, report.skipped.values()))} skipped")
     assert (driver.mounts(), driver.loops(), driver.files()) == ([], [], [])
     assert mounts_below(tmp_path / "target") + mounts_below(tmp_path / "staging") == []

@@ -38,6 +38,7 @@ TABLES = {
     "unstage": {Code.OK, Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "publish": {Code.OK, Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "unpublish": {Code.OK, Code.ABORTED, Code.NOT_FOUND},
+    "expand": {Code.OK, Code.ABORTED, Code.NOT_FOUND},
 }
 
 
@@ -62,6 +63,7 @@ def steps_of(workload: Workload) -> dict[str, Callable[[], object]]:
         "create": workload.create,
         "stage": partial(driver.call, "NodeStageVolume", workload.stage_request()),
         "publish": partial(driver.call, "NodePublishVolume", workload.publish_request()),
+        "expand": partial(driver.call, "ControllerExpandVolume", workload.expand_request(2 * workload.size_bytes)),
         "unpublish": workload.unpublish,
         "unstage": workload.unstage,
         "delete": lambda: driver.call("DeleteVolume", volume_id=workload.volume_id),
@@ -108,6 +110,9 @@ def test_sixty_four_callers_of_one_request_have_one_effect(workload: Workload) -
     assert len(loops) == is_image
     mounts, _, _ = all_at_once(steps["publish"])
     assert mounts == sorted([*([workload.staging] if is_filesystem else []), workload.target()])
+    assert all_at_once(steps["expand"])[0] == mounts
+    [entry] = driver.call("ListVolumes").entries
+    assert entry.volume.capacity_bytes == 2 * workload.size_bytes
     mounts, _, _ = all_at_once(steps["unpublish"])
     assert mounts == ([workload.staging] if is_filesystem else [])
     assert all_at_once(steps["unstage"]) == ([], [], 1)
@@ -265,6 +270,25 @@ def test_a_snapshot_that_races_with_its_deletion_and_with_its_volumes_life_is_wh
     until_not_aborted(delete_cut)
     for volume_id in listed(driver):
         until_not_aborted(lambda volume_id=volume_id: driver.call("DeleteVolume", volume_id=volume_id))
+
+
+@pytest.mark.parametrize("other", ["publish", "stage", "delete"])
+def test_an_expansion_beside_another_call_is_done_or_aborted(workload: Workload, other: str) -> None:
+    driver = workload.driver
+    steps = steps_of(workload)
+    if other == "publish":
+        workload.stage()
+    for codes, name in zip(race(steps["expand"], steps[other]), ("expand", other), strict=True):
+        assert codes <= TABLES[name], (name, codes)
+    if listed(driver):
+        until_not_aborted(steps["expand"])
+        for step in (workload.stage, workload.publish):
+            until_not_aborted(step)
+        mounts, loops, _ = effect(workload)
+        assert len(mounts) == len(set(mounts))
+        assert len(loops) == (workload.name != "directory")
+        for step in (workload.unpublish, workload.unstage, workload.delete):
+            until_not_aborted(step)
     assert_nothing_remains(driver)
 
 

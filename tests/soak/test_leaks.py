@@ -45,10 +45,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "directory": {"parameters": DIRECTORY},
 }
 STEPS = (
-    *("create", "stage", "publish", "stats", "list", "unpublish", "unstage", "delete"),
+    *("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete"),
     *("snapshot", "restore", "clone", "delete snapshot", "delete copy"),
 )
-WEIGHTS = (6, 6, 8, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3)
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -58,10 +58,15 @@ ALLOWED = {
     "publish": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION},
     "unpublish": ALWAYS | {Code.NOT_FOUND},
     "stats": ALWAYS | {Code.NOT_FOUND},
+    "expand": ALWAYS | {Code.NOT_FOUND},
+    # An ext4 that is mounted, where root lacks CAP_SYS_RESOURCE.
+    "expand on node": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "list": {Code.OK},
     "snapshot": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
-    "restore": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.RESOURCE_EXHAUSTED},
-    "clone": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    # A source that has grown is more than what is asked for.
+    "restore": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.RESOURCE_EXHAUSTED, Code.OUT_OF_RANGE},
+    "clone": ALWAYS
+    | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED, Code.OUT_OF_RANGE},
     "delete snapshot": ALWAYS,
     "delete copy": ALWAYS,
 }
@@ -100,7 +105,7 @@ class Storm:
     def one(self, chance: random.Random) -> None:
         workload = chance.choice(self.workloads)
         # Forward more often than back, or hardly anything would ever be published.
-        step = chance.choices(STEPS, WEIGHTS)[0]
+        step = chance.choices(STEPS, CHANCES)[0]
         number, readonly, is_lost = chance.randrange(2), chance.random() < 0.2, chance.random() < 0.05
         try:
             self.call(step, workload, number, readonly=readonly, timeout=0.003 if is_lost else 60)
@@ -137,6 +142,16 @@ class Storm:
             )
         elif step in COPYING:
             COPYING[step](workload, f"{workload.name}-{number}", timeout)
+        elif step == "expand":
+            request = workload.expand_request((2 + number) * 4 * MIB)
+            driver.call("ControllerExpandVolume", request, timeout=timeout)
+        elif step == "expand on node":
+            driver.call(
+                "NodeExpandVolume",
+                volume_id=workload.volume_id,
+                volume_path=workload.target(number),
+                timeout=timeout,
+            )
         elif step == "stats":
             driver.call("NodeGetVolumeStats", volume_id=workload.volume_id, volume_path=workload.target(number))
         else:

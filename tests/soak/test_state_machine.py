@@ -4,6 +4,7 @@
   running") only passes: the third call is answered.
 - After every step the list of volumes, the mounts (mountinfo) and the loop devices (sysfs) are those of the model,
   whether the driver was restarted, killed, killed in the middle of a call, or its reply was lost.
+- A volume never becomes smaller, and is as large as it was told to be: its answers, its image, its device.
 - A walk in pages meets every volume that exists all the while exactly once, whatever happens between its pages.
 - What was written to a volume is read from it until it is deleted, and from every volume that is made of it or of a
   snapshot that was taken then.
@@ -33,6 +34,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, capability, create_request
 from tests.soak.observing import assert_nothing_remains, mount_table
@@ -52,6 +54,7 @@ MODES = (
     "SINGLE_NODE_MULTI_WRITER",
 )
 SHARED_MODE = "SINGLE_NODE_MULTI_WRITER"
+MAY_GROW_MOUNTED_EXT4 = growth.may_grow_mounted_ext4()
 # Each costs as much time as forty calls.
 DISTURBANCES_PER_EXAMPLE = 2
 
@@ -100,6 +103,13 @@ class VolumeModel:
     publications: dict[str, Publication] = field(default_factory=dict)
     written: str = ""
     source: str = ""
+    shown_bytes: int = 0
+
+    @property
+    def lags(self) -> bool:
+        """Whether its mounted filesystem is smaller than the volume, and stays so until it is staged again."""
+        is_ext4 = self.kind.is_image and not self.kind.block
+        return is_ext4 and self.shown_bytes < self.size_bytes and not MAY_GROW_MOUNTED_EXT4
 
 
 names = st.sampled_from((*NAMES, "red", "green", "red"))
@@ -227,6 +237,21 @@ class Machine(SnapshotRules):
             if self.walk is not None:
                 self.walk[1].discard(volume.volume_id)
 
+    @rule(name=names, times=st.sampled_from((1, 2, 2, 3)), loss=losses)
+    def expand(self, name: str, times: int, loss: str) -> None:
+        volume = self.modelled(name)
+        wanted = times * (volume.kind.sizes[0] if volume is not None else MIB)
+        answer = self.expect(
+            {Code.OK} if volume is not None else {Code.NOT_FOUND},
+            "ControllerExpandVolume",
+            volume_id=self.id_of(name),
+            capacity_range=csi_pb2.CapacityRange(required_bytes=wanted),
+            loss=loss,
+        )
+        if volume is not None:
+            volume.size_bytes = max(volume.size_bytes, wanted)
+            assert answer.capacity_bytes == volume.size_bytes
+
     @rule(name=names, mode=modes, other=kinds)
     def validate(self, name: str, mode: str, other: str) -> None:
         volume = self.modelled(name)
@@ -303,6 +328,8 @@ class Machine(SnapshotRules):
             loss=loss,
         )
         if volume is not None and allowed == {Code.OK}:
+            if not volume.staged_at:
+                volume.shown_bytes = volume.size_bytes
             volume.staged_at, volume.staged_as = where, (mode, () if kind.block else flags)
 
     @staticmethod
@@ -397,6 +424,22 @@ class Machine(SnapshotRules):
         if volume is not None:
             volume.publications.pop(target_path, None)
 
+    @rule(name=names, at=st.sampled_from(("one", *TARGETS, "staging path", "nowhere")), loss=losses)
+    def expand_on_node(self, name: str, at: str, loss: str) -> None:
+        volume = self.modelled(name)
+        if at == "staging path":
+            path = self.staging(f"{name}-a")
+            is_there = volume is not None and volume.staged_at == path
+        else:
+            path = self.driver.target(at)
+            is_there = volume is not None and path in volume.publications
+        allowed = {Code.NOT_FOUND}
+        if is_there and volume is not None:
+            allowed = {Code.FAILED_PRECONDITION} if volume.lags else {Code.OK}
+        self.expect(allowed, "NodeExpandVolume", volume_id=self.id_of(name), volume_path=path, loss=loss)
+        if allowed == {Code.OK} and volume is not None:
+            volume.shown_bytes = volume.size_bytes
+
     @rule(name=names, at=st.sampled_from(("one", *TARGETS, "staging path", "nowhere")))
     def stats(self, name: str, at: str) -> None:
         volume = self.modelled(name)
@@ -453,6 +496,17 @@ class Machine(SnapshotRules):
     def the_list_is_the_models(self) -> None:
         listed = [entry.volume.volume_id for entry in self.driver.call("ListVolumes").entries]
         assert sorted(listed) == sorted(volume.volume_id for volume in self.volumes.values())
+
+    @invariant()
+    def the_images_are_as_large_as_the_models(self) -> None:
+        for volume in self.volumes.values():
+            if volume.kind.is_image:
+                [image] = [
+                    path
+                    for pool in self.driver.pools
+                    for path in pool.directory.glob(f"volumes/{volume.volume_id}/disk.img")
+                ]
+                assert image.stat().st_size == volume.size_bytes
 
     @invariant()
     def the_mounts_are_the_models(self) -> None:

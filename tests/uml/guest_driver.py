@@ -7,6 +7,8 @@ On XFS and ext4, each mounted with `prjquota`:
 - Its limit outlives a SIGKILL of the driver and a power cut; a deleted volume leaves neither limit nor usage.
 - A driver killed at any step of create or delete leaves no limit behind once it was started again, also when it is
   killed again while it clears.
+- A limit that is raised holds to the byte at once, survives a power cut, and is finished by the next start when the
+  driver is killed in its middle; where no quota is enforced it is not raised.
 - What is granted to the brim can be written by all at once; growth is quota less usage.
 - A workload that moves its files to another project takes no limit from anybody.
 - Where the quota is not enforced (any more), a required one is refused with its remedy and `none` is accepted, and the
@@ -182,6 +184,66 @@ def test_a_volume_holds_no_byte_over_its_size_from_create_to_delete(filesystem: 
     assert reported(filesystem, others) == (disk_usage(neighbour_at), limit)
     neighbour.down()
     assert eventually(lambda: is_free(filesystem, others))
+
+
+def test_a_full_volume_that_grows_holds_exactly_what_was_added(filesystem: Path, driver: Driver) -> None:
+    workload = directory(driver, "growing", 8 * MIB)
+    target = up(workload)
+    project_id = project_of(workload)
+    assert write(target, NOBODY, "write") in FULL
+    answer = driver.call("ControllerExpandVolume", workload.expand_request(24 * MIB))
+    assert (answer.capacity_bytes, answer.node_expansion_required) == (24 * MIB, False)
+    assert reported(filesystem, project_id)[1] == 24 * MIB
+    assert write(target, NOBODY, "append") in FULL
+    assert 24 * MIB - SLACK <= disk_usage(target) <= 24 * MIB
+    assert stats(workload)[:2] == (24 * MIB, disk_usage(target))
+    # Nothing becomes smaller, and a limit that was written full is not lifted by asking again.
+    assert workload.expand(8 * MIB) == 24 * MIB
+    assert workload.expand_on_node() == 24 * MIB
+    assert reported(filesystem, project_id)[1] == 24 * MIB
+    workload.down()
+    assert eventually(lambda: is_free(filesystem, project_id))
+
+
+@pytest.mark.parametrize("point", ["expand.intended", "directory.limit_raised", "expand.extended", "expand.recorded"])
+def test_a_driver_killed_while_a_quota_grows_finishes_it(filesystem: Path, driver: Driver, point: str) -> None:
+    workload = directory(driver, "growing", 8 * MIB)
+    up(workload)
+    driver.restart(HOSTVOL_CRASH_AT=point)
+    with pytest.raises(Failure):
+        workload.expand(16 * MIB)
+    assert driver.wait_dead() == -signal.SIGKILL
+    driver.start()
+    assert driver.call("ControllerGetVolume", volume_id=workload.volume_id).volume.capacity_bytes == 16 * MIB
+    assert reported(filesystem, project_of(workload))[1] == 16 * MIB
+    workload.down()
+
+
+def test_a_grown_limit_survives_a_power_cut(filesystem: Path, driver: Driver) -> None:
+    workload = directory(driver, "grown", 8 * MIB)
+    workload.create()
+    workload.expand(16 * MIB)
+    kind = kind_of(filesystem)
+    cut_power(str(filesystem), flush_log=False)
+    driver.kill()
+    remount(driver, filesystem, DISKS[kind], "prjquota")
+    assert driver.call("ControllerGetVolume", volume_id=workload.volume_id).volume.capacity_bytes == 16 * MIB
+    assert reported(filesystem, project_of(workload))[1] == 16 * MIB
+    workload.delete()
+
+
+def test_a_volume_without_its_quota_is_not_extended(filesystem: Path, driver: Driver) -> None:
+    kind = kind_of(filesystem)
+    workload = directory(driver, "unlimited now", 8 * MIB)
+    workload.create()
+    remount(driver, filesystem, DISKS[kind], "defaults")
+    with pytest.raises(Failure) as refused:
+        workload.expand(16 * MIB)
+    assert refused.value.code is Code.FAILED_PRECONDITION
+    assert "-o prjquota" in refused.value.details
+    remount(driver, filesystem, DISKS[kind], "prjquota")
+    assert workload.expand(16 * MIB) == 16 * MIB
+    workload.delete()
 
 
 def test_root_with_all_capabilities_is_held_or_not_as_the_filesystem_does_it(filesystem: Path, driver: Driver) -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.uml import without_xstate
+
 KERNEL = "linux.uml"
 REPOSITORY = Path(__file__).resolve().parents[2]
 INIT = Path(__file__).with_name("init.py")
@@ -93,11 +95,15 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
         "TMPDIR": "/run/tmp",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    if without_xstate.is_needed():
+        standard |= without_xstate.ENVIRONMENT | {"PYTHONPATH": str(INIT.with_name("guest_site"))}
     return {**standard, **more}
 
 
 def _kernel_command(job: Path, disks: Sequence[Path], memory_mib: int) -> list[str]:
+    small = without_xstate.is_needed()
     return [
+        *([sys.executable, without_xstate.__file__] if small else []),
         KERNEL,
         f"mem={memory_mib}M",
         "root=/dev/root",
@@ -111,6 +117,8 @@ def _kernel_command(job: Path, disks: Sequence[Path], memory_mib: int) -> list[s
         f"uml_dir={job}/",
         "umid=machine",
         *(f"ubd{number}={path}" for number, path in enumerate(disks)),
+        # What the kernel does not know becomes the environment of its first process.
+        *(f"{name}={value}" for name, value in without_xstate.ENVIRONMENT.items() if small),
         f"init={sys.executable}",
         "--",
         "-Bu",

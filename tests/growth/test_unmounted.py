@@ -1,0 +1,157 @@
+"""An ext4 that grows while nobody has it mounted is grown as a whole or not at all.
+
+- A redo log is carried out as a whole: killed or cut short at any point there is no log, or one that says everything.
+- A log that is damaged is refused, and nothing is written.
+- resize2fs killed at any of its writes leaves the image as it was; the next stage grows it.
+- Whatever fails on the way, the volume is served at its old size with all that is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.errors import RecordDamaged
+from csi_driver.store import redo
+from tests.harness import MIB, Driver, Workload, only_by_resize2fs, run
+
+BLOCKS = [(0, b"first" * 100), (8192, b"\0" * 4096), (1 << 20, b"z" * 4096)]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[int]:
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def target(tmp_path: Path) -> int:
+    return os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def test_a_log_is_carried_out_once_and_is_gone(room: int, tmp_path: Path) -> None:
+    redo.write(room, "log", iter(BLOCKS))
+    file = target(tmp_path)
+    assert redo.carry_out(room, "log", file)
+    for offset, content in BLOCKS:
+        assert os.pread(file, len(content), offset) == content
+    assert not (tmp_path / "log").exists()
+    assert not redo.carry_out(room, "log", file)
+    os.close(file)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_a_log_that_is_not_whole_is_refused_and_nothing_is_written(room: int, tmp_path: Path, damage: str) -> None:
+    redo.write(room, "log", iter(BLOCKS))
+    whole = (tmp_path / "log").read_bytes()
+    damaged = {
+        "cut": whole[:-1],
+        "flipped": whole[:700] + bytes([whole[700] ^ 1]) + whole[701:],
+        "empty": b"",
+        "other": b"something else" * 10,
+    }[damage]
+    (tmp_path / "log").write_bytes(damaged)
+    file = target(tmp_path)
+    with pytest.raises(RecordDamaged):
+        redo.carry_out(room, "log", file)
+    assert os.fstat(file).st_size == 0
+    assert (tmp_path / "log").exists()
+    os.close(file)
+
+
+def test_a_log_that_cannot_be_written_down_leaves_nothing(room: int, tmp_path: Path) -> None:
+    def blocks() -> Iterator[redo.Block]:
+        yield BLOCKS[0]
+        raise OSError("the source fails")
+
+    with pytest.raises(OSError, match="the source fails"):
+        redo.write(room, "log", blocks())
+    assert os.listdir(tmp_path) == []
+
+
+# The tools, killed or failing
+
+TOOLS = ("e2image", "resize2fs", "e2fsck")
+CONTENT = os.urandom(3 * MIB)
+
+
+@pytest.fixture
+def grown(driver: Driver) -> Workload:
+    """A volume with content, expanded while it was not staged."""
+    workload = Workload(driver, "grown", size_bytes=64 * MIB)
+    Path(workload.up(), "content").write_bytes(CONTENT)
+    workload.unpublish()
+    workload.unstage()
+    workload.expand(1024 * MIB)
+    return workload
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Iterator[Callable[[str, str], None]]:
+    """Put a script in the place of a tool, for whoever runs it in this mount namespace."""
+    replaced: list[str] = []
+
+    def replace(tool: str, script: str) -> None:
+        real, path = shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin"), tmp_path / tool
+        assert real is not None
+        shutil.copy2(real, tmp_path / f"real-{tool}")
+        path.write_text(f"#!/bin/sh\nreal={tmp_path}/real-{tool}\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        run("mount", "--bind", str(path), real)
+        replaced.append(real)
+
+    yield replace
+    for real in replaced:
+        run("umount", real)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_served(workload: Workload, least_bytes: int, most_bytes: int) -> None:
+    """Staged and published with its content, at a size between the two; sound afterwards."""
+    workload.stage()
+    place = workload.publish()
+    space = os.statvfs(place)
+    assert least_bytes < space.f_blocks * space.f_frsize <= most_bytes
+    assert Path(place, "content").read_bytes() == CONTENT
+    workload.unpublish()
+    workload.unstage()
+    run("e2fsck", "-fn", f"{workload.driver.pool}/volumes/{workload.volume_id}/disk.img")
+
+
+@pytest.mark.parametrize("writes", [1, 3, 4, 6, 9, 12, 16, 20, 24])
+def test_a_resize2fs_that_is_killed_at_a_write_harms_nothing(
+    grown: Workload, tools: Callable[[str, str], None], writes: int
+) -> None:
+    only_by_resize2fs(grown.driver)
+    image = grown.driver.pool / "volumes" / grown.volume_id / "disk.img"
+    run("e2fsck", "-fp", str(image))
+    kill = f"strace -f -qq -o /dev/null -e inject=pwrite64,write:signal=KILL:when={writes}"
+    tools("resize2fs", f'exec {kill} "$real" "$@"')
+    check_served(grown, 32 * MIB, 64 * MIB)
+    assert grown.driver.files().count(f"tmp/{grown.volume_id}.redo") == 0
+    grown.delete()
+
+
+@pytest.mark.parametrize("tool", ["e2image", "resize2fs"])
+def test_a_tool_that_fails_costs_only_the_growth(grown: Workload, tools: Callable[[str, str], None], tool: str) -> None:
+    only_by_resize2fs(grown.driver)
+    tools(tool, "echo it fails >&2; exit 1")
+    check_served(grown, 32 * MIB, 64 * MIB)
+    assert "it fails" in grown.driver.log()
+    grown.delete()
+
+
+def test_it_grows_when_the_tools_work_again(grown: Workload, tmp_path: Path) -> None:
+    only_by_resize2fs(grown.driver)
+    check_served(grown, 900 * MIB, 1024 * MIB)
+    assert [path for path in grown.driver.files() if path.startswith("tmp/")] == []
+    grown.delete()
