@@ -26,6 +26,7 @@ from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
 from csi_driver.cli.client import DriverClient
 from csi_driver.cli.pools import pool
+from csi_driver.cli.snapshots import snapshot
 from csi_driver.cli.volumes import volume
 from csi_driver.domain import inspection
 from csi_driver.domain.node import Node
@@ -198,7 +199,11 @@ def _start_link(config: NodeConfig, node: Node, server: NodeServer) -> Link | No
         LinkOptions(config.controller, config.controller_ca, config.controller_token),
         node_id=config.node_id,
         driver_name=config.driver_name,
-        holdings=Holdings(node, lambda volume: answers.volume(volume, node.topology)),
+        holdings=Holdings(
+            node,
+            lambda volume: answers.volume(volume, node.topology),
+            lambda snapshot: answers.snapshot(snapshot, node.topology),
+        ),
         # Never the Node service: whoever speaks for the controller mounts nothing here.
         dispatcher=server.dispatcher(_FORWARDED_SERVICES),
     )
@@ -335,6 +340,7 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
 cli.add_command(controller)
 cli.add_command(orphans)
 cli.add_command(pool)
+cli.add_command(snapshot)
 cli.add_command(volume)
 
 

@@ -31,6 +31,56 @@ class VolumeNotFound(HostvolError):
         super().__init__(f"volume_id {volume_id[:128]!r}: no such volume on this node")
 
 
+class SnapshotNotFound(HostvolError):
+    """No snapshot of this node bears the id."""
+
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"snapshot_id {snapshot_id[:128]!r}: no such snapshot on this node")
+
+
+class SourceNotFound(HostvolError):
+    """What is to be copied is not there."""
+
+    def __init__(self, field: str, object_id: str) -> None:
+        super().__init__(f"{field}: {object_id[:128]!r} is not on this node")
+
+
+class SnapshotConflict(HostvolError):
+    """The name is taken by a snapshot that differs from what is asked."""
+
+    def __init__(self, name: str, snapshot_id: str, field: str, held: object, asked: object) -> None:
+        super().__init__(
+            f"name {name!r} belongs to snapshot {snapshot_id}, which differs in {field}: it has {held}, asked was "
+            f"{asked}"
+        )
+
+
+class SourceBusy(HostvolError):
+    """The content of a volume cannot be copied while something may write to it."""
+
+    def __init__(self, volume_id: str, pool: str, user: str, remedy: str) -> None:
+        super().__init__(f"volume {volume_id} in pool {pool}: {user}; a copy made beside a writer is torn: {remedy}")
+
+
+class SourceElsewhere(HostvolError):
+    """The source of a copy is on another node than the one that the copy is to be on."""
+
+    def __init__(self, object_id: str, node_id: str) -> None:
+        super().__init__(
+            f"volume_content_source: {object_id} is not on this node ({node_id}), and a copy is made only on the node "
+            "of its source; let the topology choose that node"
+        )
+
+
+class CopyFailed(HostvolError):
+    """The bytes of a snapshot cannot be copied."""
+
+    def __init__(self, snapshot_id: str, reason: str) -> None:
+        super().__init__(
+            f"snapshot {snapshot_id}: its content could not be copied: {reason}; delete it, and take another"
+        )
+
+
 class VolumeNotAtPath(HostvolError):
     """The volume exists, but is not mounted where the caller says."""
 
@@ -83,6 +133,15 @@ class VolumeBusy(HostvolError):
         super().__init__(f"volume {volume_id} is still held: {holder}; repeat the call")
 
 
+class RemainsHeld(HostvolError):
+    """An object is deleted, but its bytes cannot be given back yet."""
+
+    def __init__(self, object_id: str, cause: OSError) -> None:
+        super().__init__(
+            f"{object_id} is deleted, but its remains in the trash cannot be cleared: {cause}; repeat the call"
+        )
+
+
 class NotStaged(HostvolError):
     """A publish needs the volume staged at the path that it names."""
 
@@ -109,6 +168,17 @@ class InsufficientCapacity(HostvolError):
         super().__init__(
             f"pool {pool}: {asked_bytes} bytes asked, {max(0, grantable_bytes)} can be granted; "
             "delete volumes, enlarge the pool's filesystem or choose another pool"
+        )
+
+
+class InsufficientForCut(HostvolError):
+    """The pool cannot promise that a volume whose blocks a snapshot or clone shares can be written over."""
+
+    def __init__(self, volume_id: str, pool: str, more_bytes: int, grantable_bytes: int) -> None:
+        super().__init__(
+            f"volume {volume_id}: once its blocks are shared, writing over them may take {more_bytes} bytes more, and "
+            f"pool {pool} can promise {max(0, grantable_bytes)}; delete volumes or snapshots, or enlarge the pool's "
+            "filesystem"
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import NewType
 
 VolumeId = NewType("VolumeId", str)
+SnapshotId = NewType("SnapshotId", str)
 PoolName = NewType("PoolName", str)
 
 KIB = 1 << 10
@@ -17,6 +19,8 @@ TIB = 1 << 40
 BLOCK_BYTES = 4096
 DEFAULT_CAPACITY_BYTES = GIB
 DEFAULT_DRIVER_NAME = "csi.hostvol.dev"
+# Ids that this driver makes have at most 63 characters; a caller may name anything up to the protocol's 128.
+_ID = re.compile(r"(?:vol|snap|grp)-([0-9a-f]{16})-[a-z0-9-]{1,107}")
 
 
 class VolumeType(enum.StrEnum):
@@ -95,21 +99,42 @@ class VolumeParameters:
     block_size: int = BLOCK_BYTES
 
 
+class SourceKind(enum.StrEnum):
+    """What a volume's first content was copied from."""
+
+    SNAPSHOT = "snapshot"
+    VOLUME = "volume"
+
+
+@dataclass(frozen=True, slots=True)
+class ContentSource:
+    """CSI VolumeContentSource: the object whose content a volume begins with."""
+
+    kind: SourceKind
+    object_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
-    """A volume as it is asked for; two equal specs ask for the same volume."""
+    """A volume as it is asked for; two equal specs ask for the same volume.
+
+    With a `source`, `inherits` names what the request left open and the copy therefore has from its source.
+    """
 
     name: str
     capacity_range: CapacityRange
     access_type: AccessType
     fs_type: str
     parameters: VolumeParameters
+    source: ContentSource | None = None
+    inherits: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as it is held; sizes in bytes, times in seconds since the epoch.
 
+    `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
     `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet.
     """
 
@@ -123,6 +148,17 @@ class Volume:
     fs_uuid: str = ""
     project_id: int = 0
     growing_to_bytes: int = 0
+    source: ContentSource | None = None
+    lineage: str = ""
+
+    @property
+    def object_id(self) -> str:
+        return self.volume_id
+
+    @property
+    def family(self) -> str:
+        """The same for all objects that may share blocks."""
+        return self.lineage or self.volume_id
 
     @property
     def promised_bytes(self) -> int:
@@ -152,6 +188,51 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotSpec:
+    """A snapshot as it is asked for."""
+
+    name: str
+    source_volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The content of a volume at one time, with all that a volume made from it needs to know of its source.
+
+    `size_bytes` is the source's capacity then, `created_at` the time of the cut in seconds since the epoch;
+    `is_ready` is false while the bytes are still being copied.
+    """
+
+    snapshot_id: SnapshotId
+    name: str
+    source_volume_id: VolumeId
+    size_bytes: int
+    access_type: AccessType
+    fs_type: str
+    parameters: VolumeParameters
+    created_at: float
+    is_ready: bool
+    lineage: str
+
+    @property
+    def object_id(self) -> str:
+        return self.snapshot_id
+
+    @property
+    def family(self) -> str:
+        """The same for all objects that may share blocks."""
+        return self.lineage
+
+    @property
+    def pool(self) -> PoolName:
+        return self.parameters.pool
+
+    @property
+    def volume_type(self) -> VolumeType:
+        return self.parameters.volume_type
+
+
+@dataclass(frozen=True, slots=True)
 class Publication:
     """A volume shown to a workload at one target path."""
 
@@ -175,6 +256,12 @@ class Usage:
 def node_key(node_id: str) -> str:
     """The part of every id that names the node: 16 hexadecimal digits of SHA-256 of the node id."""
     return hashlib.sha256(node_id.encode()).hexdigest()[:16]
+
+
+def key_of(object_id: str) -> str:
+    """The node key in an id that a node of ours made; empty in any other."""
+    found = _ID.fullmatch(object_id)
+    return found[1] if found is not None else ""
 
 
 def topology_key(driver_name: str) -> str:

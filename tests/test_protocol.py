@@ -152,7 +152,8 @@ def test_the_messages_that_carry_secrets_are_known() -> None:
 
 def test_the_operators_protocol_only_looks() -> None:
     service = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    assert [method.name for method in service.methods] == ["ListPools", "ListVolumes", "GetVolume"]
+    looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot"]
+    assert [method.name for method in service.methods] == looks
     assert service.full_name == "hostvol.admin.v1.Admin"
 
 

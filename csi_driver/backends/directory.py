@@ -6,6 +6,8 @@ import dataclasses
 import enum
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from csi_driver.backends import options
@@ -127,8 +129,41 @@ class DirectoryBackend:
         """A raised limit holds at once: nothing is left to do."""
 
     def own_bytes(self, volume: Volume) -> int:
-        """What the directory holds, as its quota counts it."""
-        return self._used_bytes(volume) if self._is_limited(volume) else 0
+        """What the directory holds and nobody else, as its quota counts it.
+
+        A project quota also counts the blocks that files share: where the directory has relatives that is too much.
+        """
+        if not self._is_limited(volume):
+            return 0
+        if self._kind is QuotaKind.PROJECT:
+            return self._used_bytes(volume)
+        with self._opened(volume) as data_fd:
+            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).exclusive
+
+    @property
+    def counts_shared(self) -> bool:
+        """Whether `own_bytes` counts blocks that other directories share."""
+        return self._kind is QuotaKind.PROJECT
+
+    def limit(self, volume: Volume, object_fd: int) -> None:
+        """The directory below `object_fd`, which was made from another one, has the volume's limit."""
+        data_fd = durable.open_directory(DATA, dir_fd=object_fd)
+        try:
+            self._limit(volume, data_fd)
+            crash_point("directory.limited")
+            os.fsync(data_fd)
+        finally:
+            os.close(data_fd)
+
+    def used_in(self, volume: Volume, object_fd: int) -> int:
+        """What a directory with a qgroup refers to, below `object_fd`; 0 without a limit."""
+        if volume.parameters.quota is QuotaPolicy.NONE:
+            return 0
+        data_fd = durable.open_directory(DATA, dir_fd=object_fd)
+        try:
+            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+        finally:
+            os.close(data_fd)
 
     def stage(self, volume: Volume, target_fd: int, mount_flags: tuple[str, ...]) -> None:
         """Show the directory at the staging path."""
@@ -220,9 +255,14 @@ class DirectoryBackend:
     def _used_bytes(self, volume: Volume) -> int:
         if self._kind is QuotaKind.PROJECT:
             return quota.usage(self._pool.root_fd, volume.project_id).used_bytes
+        with self._opened(volume) as data_fd:
+            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+
+    @contextmanager
+    def _opened(self, volume: Volume) -> Iterator[int]:
         data_fd = self._open_data(volume)
         try:
-            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+            yield data_fd
         finally:
             os.close(data_fd)
 

@@ -37,8 +37,12 @@ class FilesystemImageBackend:
         self._unmounted = unmounted
 
     def choose_identity(self, volume: Volume) -> Volume:
-        """The volume with the UUID that its ext4 will bear (XFS clones share their template's, btrfs makes its own)."""
-        return dataclasses.replace(volume, fs_uuid=str(uuid.uuid4())) if volume.fs_type == "ext4" else volume
+        """The volume with the UUID that its filesystem will bear.
+
+        XFS shares that of its template or source; a new btrfs makes its own, a copied one is given it.
+        """
+        is_given = volume.fs_type == "ext4" or (volume.fs_type == "btrfs" and volume.source is not None)
+        return dataclasses.replace(volume, fs_uuid=str(uuid.uuid4())) if is_given else volume
 
     def build(self, volume: Volume, object_fd: int) -> None:
         self._files.build(volume, object_fd)

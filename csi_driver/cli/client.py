@@ -33,9 +33,21 @@ class DriverClient(Protocol):
         fs_type: str,
         mount_flags: Sequence[str],
         parameters: Mapping[str, str],
+        from_snapshot: str = "",
+        from_volume: str = "",
     ) -> dict[str, Any]: ...
 
     def delete_volume(self, volume_id: str) -> None: ...
+
+    def snapshots(self) -> Iterator[dict[str, Any]]: ...
+
+    def snapshot(self, snapshot_id: str) -> dict[str, Any]: ...
+
+    def snapshot_named(self, name: str) -> dict[str, Any]: ...
+
+    def create_snapshot(self, name: str, source_volume_id: str) -> dict[str, Any]: ...
+
+    def delete_snapshot(self, snapshot_id: str) -> None: ...
 
     def expand_volume(self, volume_id: str, *, required_bytes: int, limit_bytes: int) -> dict[str, Any]: ...
 
@@ -69,10 +81,22 @@ def find_volume(client: DriverClient, name_or_id: str) -> dict[str, Any]:
 
     Raises: CallFailed.
     """
-    for look_up in (client.volume, client.volume_named):
+    return _found(name_or_id, "volume", client.volume, client.volume_named)
+
+
+def find_snapshot(client: DriverClient, name_or_id: str) -> dict[str, Any]:
+    """The snapshot with this id, or else with this name.
+
+    Raises: CallFailed.
+    """
+    return _found(name_or_id, "snapshot", client.snapshot, client.snapshot_named)
+
+
+def _found(name_or_id: str, kind: str, *look_ups: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    for look_up in look_ups:
         try:
             return look_up(name_or_id)
         except CallFailed as failure:
             if failure.code not in _NO_SUCH:
                 raise
-    raise CallFailed("NOT_FOUND", f"no volume has the id or name {name_or_id!r}; see `hostvol volume list`")
+    raise CallFailed("NOT_FOUND", f"no {kind} has the id or name {name_or_id!r}; see `hostvol {kind} list`")

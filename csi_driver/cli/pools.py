@@ -22,6 +22,7 @@ _COLUMNS = {
     "PROMISED": "promised_bytes",
     "GRANTABLE": "grantable_bytes",
     "VOLUMES": "volume_count",
+    "SNAPSHOTS": "snapshot_count",
     "DIRECTORY": "directory",
 }
 

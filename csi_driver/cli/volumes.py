@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from csi_driver.cli import options
-from csi_driver.cli.client import Connect, DriverClient, find_volume
+from csi_driver.cli.client import Connect, DriverClient, find_snapshot, find_volume
 from csi_driver.cli.output import Size, human_bytes, show_fields, show_rows
 from csi_driver.cli.progress import watched
 from csi_driver.errors import CallFailed
+from csi_driver.model import GIB
 
 _COLUMNS = {
     "VOLUME": "volume_id",
@@ -66,12 +67,15 @@ def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
 
 @volume.command()
 @click.argument("name")
-@click.option("--size", type=Size(), default="1GiB", show_default=True, help="At least this much.")
+@click.option(
+    "--size", type=Size(), default=None, show_default="1GiB, or what the snapshot has", help="At least this much."
+)
 @click.option("--limit", type=Size(), default=0, help="At most this much.")
-@click.option("--type", "kind", type=click.Choice(["image", "directory"]), default="image", show_default=True)
+@click.option("--from-snapshot", default="", metavar="SNAPSHOT", help="Begin with its content (its id or name).")
+@click.option("--type", "kind", type=click.Choice(["image", "directory"]), default=None, show_default="image")
 @click.option("--block", is_flag=True, help="A raw block device instead of a filesystem.")
 @click.option("--fs", default="", help="ext4 (default), xfs or btrfs.")
-@click.option("--pool", default="default", show_default=True)
+@click.option("--pool", default=None, show_default="default, or that of the snapshot")
 @click.option("--thick", is_flag=True, help="Allocate all blocks at once.")
 @click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
 @click.option("--parameter", "-p", multiple=True, metavar="KEY=VALUE", help="Any other StorageClass parameter.")
@@ -87,16 +91,57 @@ def create(connect: Connect, /, name: str, endpoint: str, output: str, **asked: 
       hostvol volume create scratch --type directory --no-quota
       hostvol volume create disk --size 1GiB --block --thick
       hostvol volume create big --size 1TiB --fs xfs --pool slow -p mkfsOptions='-i size=1024'
+      hostvol volume create as-it-was --from-snapshot before-upgrade
     """
     with closing(connect(endpoint)) as client:
+        source = find_snapshot(client, asked["from_snapshot"]) if asked["from_snapshot"] else None
+        parameters = {"type": "image", "pool": "default"} | _parameters_of(source) | _parameters(asked)
         created = client.create_volume(
             name,
-            required_bytes=asked["size"],
+            required_bytes=_size(asked["size"], source),
             limit_bytes=asked["limit"],
-            block=asked["block"],
+            block=asked["block"] or (source is not None and source["access"] == "block"),
             fs_type=asked["fs"],
             mount_flags=(),
-            parameters=_parameters(asked),
+            parameters=parameters,
+            from_snapshot=source["snapshot_id"] if source is not None else "",
+        )
+        detail = client.volume(created["volume_id"])
+    show_fields(detail, output)
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
+@click.argument("name")
+@click.option("--size", type=Size(), default=None, show_default="that of VOLUME", help="At least this much.")
+@click.option("--pool", default=None, show_default="that of VOLUME")
+@click.option("--thick", is_flag=True, help="Allocate all blocks at once.")
+@click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
+@click.option("--parameter", "-p", multiple=True, metavar="KEY=VALUE", help="Any other StorageClass parameter.")
+@options.endpoint
+@options.output
+@click.pass_obj
+def clone(connect: Connect, /, name_or_id: str, name: str, endpoint: str, output: str, **asked: Any) -> None:
+    """Create a volume called NAME that begins with the content of VOLUME (its id or name).
+
+    In a pool on XFS or btrfs this takes no time, and VOLUME may be mounted; in others it is a copy, and VOLUME must
+    not be mounted.
+
+    \b
+    Example:
+      hostvol volume clone data data-for-tests
+    """
+    with closing(connect(endpoint)) as client:
+        source = find_volume(client, name_or_id)
+        created = client.create_volume(
+            name,
+            required_bytes=asked["size"] or 0,
+            limit_bytes=0,
+            block=source["access"] == "block",
+            fs_type="",
+            mount_flags=(),
+            parameters=_parameters_of(source) | _parameters({"kind": None, **asked}),
+            from_volume=source["volume_id"],
         )
         detail = client.volume(created["volume_id"])
     show_fields(detail, output)
@@ -221,8 +266,22 @@ def _staging_path(volume_id: str) -> str:
     return f"{_STAGING}/{volume_id}"
 
 
+def _size(asked: int | None, source: dict[str, Any] | None) -> int:
+    if asked is not None:
+        return asked
+    return GIB if source is None else 0
+
+
+def _parameters_of(source: dict[str, Any] | None) -> dict[str, str]:
+    """What a copy has of its source unless something else is asked."""
+    if source is None:
+        return {}
+    key = "quota" if source["type"] == "directory" else "provisioning"
+    return {"type": source["type"], "pool": source["pool"], key: source[key]}
+
+
 def _parameters(asked: dict[str, Any]) -> dict[str, str]:
-    parameters = {"type": asked["kind"], "pool": asked["pool"]}
+    parameters = {key: value for key, value in (("type", asked["kind"]), ("pool", asked["pool"])) if value}
     if asked["thick"]:
         parameters["provisioning"] = "thick"
     if asked["no_quota"]:

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from csi_driver.cluster.orchestrator import Subject
 from csi_driver.cluster.registry import Registry
-from csi_driver.cluster.routing import key_of
 from csi_driver.errors import OrchestratorUnavailable
-from csi_driver.model import node_key
+from csi_driver.model import key_of, node_key
 from csi_driver.pb import peer_pb2
 
 _log = logging.getLogger("hostvol.cluster")

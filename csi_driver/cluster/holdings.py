@@ -12,7 +12,7 @@ from csi_driver.domain.alarms import Alarm
 from csi_driver.domain.alarms import alarms as alarms_of
 from csi_driver.domain.node import Node
 from csi_driver.errors import HostvolError
-from csi_driver.model import Volume, VolumeId
+from csi_driver.model import Snapshot, Volume
 from csi_driver.pb import csi_pb2, peer_pb2
 
 _log = logging.getLogger("hostvol.link")
@@ -35,12 +35,18 @@ class Listener(Protocol):
 
 
 class Holdings:
-    """The node's volumes and pools, for any number of listeners."""
+    """The node's volumes, snapshots and pools, for any number of listeners."""
 
-    def __init__(self, node: Node, describe: Callable[[Volume], csi_pb2.Volume]) -> None:
-        """`describe` gives a volume as the protocol tells it."""
+    def __init__(
+        self,
+        node: Node,
+        describe: Callable[[Volume], csi_pb2.Volume],
+        describe_snapshot: Callable[[Snapshot], csi_pb2.Snapshot],
+    ) -> None:
+        """`describe` and `describe_snapshot` give an object as the protocol tells it."""
         self._node = node
         self._describe = describe
+        self._describe_snapshot = describe_snapshot
         self._lock = threading.Lock()
         self._listeners: tuple[Listener, ...] = ()
         self._pools = peer_pb2.Pools()
@@ -49,6 +55,7 @@ class Holdings:
         self._stopping = False
         self._ticker = threading.Thread(target=self._measure_for_ever, name="holdings", daemon=True)
         node.catalogue.watch(self._changed)
+        node.snapshot_catalogue.watch(self._changed)
 
     def start(self) -> None:
         """Measure the pools from time to time; one that hangs makes numbers old, and nothing else."""
@@ -70,18 +77,20 @@ class Holdings:
             self._listeners = tuple(one for one in self._listeners if one is not listener)
 
     def _everything(self) -> Iterator[peer_pb2.Inventory]:
-        volumes = sorted(self._node.catalogue.all(), key=lambda volume: volume.volume_id)
-        yield from _chunks(self._item(volume) for volume in volumes)
+        held: list[Volume | Snapshot] = [*self._node.catalogue.all(), *self._node.snapshot_catalogue.all()]
+        yield from _chunks(self._item(one) for one in sorted(held, key=lambda one: one.object_id))
         yield peer_pb2.Inventory(pools=self._pools, alarms=self._alarms, complete=True)
 
-    def _item(self, volume: Volume) -> peer_pb2.Item:
-        return peer_pb2.Item(name=volume.name, volume=self._describe(volume))
+    def _item(self, held: Volume | Snapshot) -> peer_pb2.Item:
+        if isinstance(held, Snapshot):
+            return peer_pb2.Item(name=held.name, snapshot=self._describe_snapshot(held))
+        return peer_pb2.Item(name=held.name, volume=self._describe(held))
 
-    def _changed(self, volume_id: VolumeId, volume: Volume | None) -> None:
+    def _changed(self, object_id: str, held: Volume | Snapshot | None) -> None:
         def change() -> peer_pb2.Inventory:
-            if volume is None:
-                return peer_pb2.Inventory(removed=[volume_id])
-            return peer_pb2.Inventory(items=[self._item(volume)])
+            if held is None:
+                return peer_pb2.Inventory(removed=[object_id])
+            return peer_pb2.Inventory(items=[self._item(held)])
 
         self._tell(change)
         self._stirred.set()

@@ -9,8 +9,8 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from csi_driver.cluster import routing
 from csi_driver.errors import NodeRefused
+from csi_driver.model import key_of
 from csi_driver.pb import csi_pb2, peer_pb2
 
 # What one node may make an operator read.
@@ -124,6 +124,6 @@ class Inventory:
         self.snapshots.put(self._own(item.snapshot.snapshot_id), Entry(page.SerializeToString(), item.name, source))
 
     def _own(self, object_id: str) -> str:
-        if routing.key_of(object_id) != self.key:
+        if key_of(object_id) != self.key:
             raise NodeRefused(f"inventory: {object_id[:128]!r} is not an id of the node with the key {self.key}")
         return object_id

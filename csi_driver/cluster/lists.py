@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from csi_driver.cluster import routing
 from csi_driver.cluster.inventory import Entry, Inventory, Shelf
 from csi_driver.cluster.registry import Registry
 from csi_driver.errors import InvalidField, InvalidToken
+from csi_driver.model import key_of
 from csi_driver.pb import csi_pb2
 
 # Clients accept 4 MiB.
@@ -56,19 +56,19 @@ class Lists:
         return _page(found, _limit(request.max_entries), csi_pb2.ListSnapshotsResponse)
 
     def _walk(self, after: str, shelf: Callable[[Inventory], Shelf]) -> Iterator[tuple[str, Entry]]:
-        start = routing.key_of(after)
+        start = key_of(after)
         for inventory in self._registry.inventories_from(start):
             yield from shelf(inventory).after(after if inventory.key == start else "")
 
     def _one_snapshot(self, snapshot_id: str, source_volume_id: str) -> Found:
-        inventory = self._registry.inventory(routing.key_of(snapshot_id))
+        inventory = self._registry.inventory(key_of(snapshot_id))
         entry = None if inventory is None else inventory.snapshots.get(snapshot_id)
         if entry is None or source_volume_id not in ("", entry.source_volume_id):
             return []
         return [(snapshot_id, entry)]
 
     def _snapshots_of(self, source_volume_id: str, after: str) -> Iterator[tuple[str, Entry]]:
-        inventory = self._registry.inventory(routing.key_of(source_volume_id))
+        inventory = self._registry.inventory(key_of(source_volume_id))
         if inventory is not None:
             for snapshot_id, entry in inventory.snapshots.after(after):
                 if entry.source_volume_id == source_volume_id:

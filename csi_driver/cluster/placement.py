@@ -38,6 +38,10 @@ class Placement:
         Raises: NoNodeForTopology; NodeUnreachable when none of them can be reached; ObjectUnknown.
         """
         requirement = request.accessibility_requirements
+        source = routing.source_of(request)
+        if source is not None and source.key in routing.preferred_first(requirement, self._topology_key):
+            # Only there a copy can be made: the others would refuse it one after the other.
+            return [self._of_source(source)]
         keys = self._required(requirement) if requirement.requisite else self._free(request)
         known = self._known(request.name)
         return [known, *(key for key in keys if key != known)] if known in keys else keys

@@ -22,8 +22,8 @@ from csi_driver.cluster.placement import Placement
 from csi_driver.cluster.presence import Presence
 from csi_driver.cluster.registry import Registry
 from csi_driver.cluster.streams import Session
-from csi_driver.errors import InvalidField, NodeUnreachable, NotOffered, ObjectUnknown
-from csi_driver.model import node_key, topology_key
+from csi_driver.errors import InvalidField, MissingField, NodeUnreachable, NotOffered, ObjectUnknown
+from csi_driver.model import key_of, node_key, topology_key
 from csi_driver.pb import csi_pb2
 
 _log = logging.getLogger("hostvol.cluster")
@@ -112,6 +112,9 @@ class Router:
         if not target.key:
             if deletion:
                 return Outcome(0)
+            if "name" in asked.request.DESCRIPTOR.fields_by_name and not asked.request.name:
+                # Wrong wherever the object is.
+                raise MissingField("name")
             raise ObjectUnknown(target.field, target.object_id)
         if await self._presence.exists(target.key):
             raise NodeUnreachable(f"the node that holds {target.object_id} is not attached; repeat the call")
@@ -179,7 +182,7 @@ class Router:
     async def _list_snapshots(self, asked: Asked) -> Outcome:
         """One that is asked for by its id must not seem gone because its node is."""
         request: csi_pb2.ListSnapshotsRequest = asked.request
-        key = routing.key_of(request.snapshot_id or request.source_volume_id)
+        key = key_of(request.snapshot_id or request.source_volume_id)
         if not (request.snapshot_id or request.source_volume_id):
             await self._presence.settle(asked.timeout_seconds)
         elif key and self._registry.session(key) is None and await self._presence.exists(key):

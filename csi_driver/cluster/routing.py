@@ -6,16 +6,14 @@ later is routed by the same fields.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from csi_driver.errors import InvalidField, MissingField, ObjectsApart
-from csi_driver.model import node_key
+from csi_driver.model import key_of, node_key
 from csi_driver.pb import csi_pb2
 
-_ID = re.compile(r"(?:vol|snap|grp)-([0-9a-f]{16})-[a-z0-9-]+")
 # The first that a request has decides; objects in the others must be on the same node, or the node says that they are
 # not there.
 _ID_FIELDS = (
@@ -36,12 +34,6 @@ class Target:
     field: str
     object_id: str
     key: str
-
-
-def key_of(object_id: str) -> str:
-    """The node key in an id, or nothing."""
-    found = _ID.fullmatch(object_id)
-    return found[1] if found and len(object_id) <= _ID_BYTES else ""
 
 
 def target_of(request: Any) -> Target | None:

@@ -65,6 +65,7 @@ def _retired(node: Node) -> Iterator[Alarm]:
 
 
 def _quarantined(node: Node) -> Iterator[Alarm]:
-    names = node.catalogue.quarantined_names()
-    for object_id, damage in sorted(node.catalogue.quarantined().items()):
-        yield Alarm("RecordQuarantined", f"{object_id} is not served: {damage}", names.get(object_id, ""))
+    for catalogue in (node.catalogue, node.snapshot_catalogue):
+        names = catalogue.quarantined_names()
+        for object_id, damage in sorted(catalogue.quarantined().items()):
+            yield Alarm("RecordQuarantined", f"{object_id} is not served: {damage}", names.get(object_id, ""))

@@ -1,10 +1,12 @@
-"""One operation per object at a time, which identical calls join; knows nothing of what the operations do."""
+"""One operation per object at a time, which identical calls join, or several that only read it; knows none of them."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +33,7 @@ class Claims:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._operations: dict[Hashable, _Operation] = {}
+        self._readers: Counter[Hashable] = Counter()
 
     def run(self, key: Hashable, call: Hashable, deadline: float | None, work: Callable[[], T]) -> T:
         """Do `work` while nothing else happens under `key`; an identical `call` waits for the same outcome.
@@ -38,8 +41,8 @@ class Claims:
         The work runs in the caller's thread to its end, also when the remote caller has given up: the next identical
         call joins it. `deadline` is a time.monotonic() value until which a joined call waits.
 
-        Raises: OperationPending when something else runs under `key`, when the deadline passes first, or when too
-            many wait already; whatever `work` raises.
+        Raises: OperationPending when something else runs under `key` or reads it, when the deadline passes first, or
+            when too many wait already; whatever `work` raises.
         """
         mine, operation = self._enter(key, call)
         if not mine:
@@ -53,18 +56,39 @@ class Claims:
             self._leave(key, operation)
         return result
 
+    @contextmanager
+    def reading(self, key: Hashable) -> Iterator[None]:
+        """Keep every operation away from `key`, but not others who read it too.
+
+        Raises: OperationPending when an operation runs under `key`.
+        """
+        with self._lock:
+            if key in self._operations:
+                raise OperationPending(_object_of(key))
+            self._readers[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers[key] -= 1
+                if not self._readers[key]:
+                    del self._readers[key]
+
     def holds(self, key: Hashable) -> bool:
         """Whether an operation runs under `key` now."""
         return key in self._operations
 
     def count(self) -> int:
-        """How many operations are in flight."""
-        return len(self._operations)
+        """How many operations are in flight, those that only read included."""
+        with self._lock:
+            return len(self._operations) + self._readers.total()
 
     def _enter(self, key: Hashable, call: Hashable) -> tuple[bool, _Operation]:
         with self._lock:
             operation = self._operations.get(key)
             if operation is None:
+                if key in self._readers:
+                    raise OperationPending(_object_of(key))
                 operation = self._operations[key] = _Operation(call)
                 return True, operation
             if operation.call != call or operation.joined >= _MAX_JOINED:

@@ -1,17 +1,18 @@
-"""What an operator may see of pools and volumes, observed now; changes nothing."""
+"""What an operator may see of pools, volumes and snapshots, observed now; changes nothing."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
-from csi_driver.errors import RecordDamaged
+from csi_driver.errors import CopyFailed, RecordDamaged
 from csi_driver.linux.mountinfo import MountEntry
 from csi_driver.metrics import Figures, PoolFigures
-from csi_driver.model import Volume
+from csi_driver.model import Snapshot, Volume
 
 _SCRAPE_SECONDS = 10.0
 
@@ -49,6 +50,45 @@ def quarantined_views(node: Node) -> list[VolumeView]:
     return [VolumeView(volume_id, message=str(why)) for volume_id, why in sorted(node.catalogue.quarantined().items())]
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotView:
+    """One snapshot and how far its copy is; a quarantined one has only its id and a message.
+
+    `copy_bytes` is 0 where it is not known.
+    """
+
+    snapshot_id: str
+    snapshot: Snapshot | None = None
+    state: str = "quarantined"
+    copied_bytes: int = 0
+    copy_bytes: int = 0
+    message: str = ""
+
+
+def snapshot_view(node: Node, snapshot_id: str) -> SnapshotView:
+    """One snapshot.
+
+    Raises: SnapshotNotFound.
+    """
+    try:
+        snapshot = node.snapshot_catalogue.get(snapshot_id)
+    except RecordDamaged as damage:
+        return SnapshotView(snapshot_id, message=str(damage))
+    if snapshot.is_ready:
+        return SnapshotView(snapshot_id, snapshot, "ready")
+    try:
+        node.copies.require_under_way(snapshot)
+    except CopyFailed as failure:
+        return SnapshotView(snapshot_id, snapshot, "stopped", message=str(failure))
+    return SnapshotView(snapshot_id, snapshot, "copying", *node.copies.progress(snapshot_id))
+
+
+def quarantined_snapshots(node: Node) -> list[SnapshotView]:
+    """All snapshots that are kept and not served."""
+    damaged = sorted(node.snapshot_catalogue.quarantined().items())
+    return [SnapshotView(snapshot_id, message=str(why)) for snapshot_id, why in damaged]
+
+
 def _figures(node: Node) -> Figures:
     """The node's numbers for a scrape, which is an operation itself and not counted."""
     return Figures(node.claims.count() - 1, node.is_ready, [_pool_figures(node, pool) for pool in _pools(node)])
@@ -65,16 +105,19 @@ def figures_once(node: Node) -> Figures:
 
 def volume_counts(node: Node) -> dict[str, int]:
     """Served volumes by pool."""
-    counts: dict[str, int] = {}
-    for volume in node.catalogue.all():
-        counts[volume.pool] = counts.get(volume.pool, 0) + 1
-    return counts
+    return Counter(volume.pool for volume in node.catalogue.all())
+
+
+def snapshot_counts(node: Node) -> dict[str, int]:
+    """Served snapshots by pool."""
+    return Counter(snapshot.pool for snapshot in node.snapshot_catalogue.all())
 
 
 def quarantined_count(node: Node, pool: Pool) -> int:
     """Quarantined objects of one pool."""
     prefix = f"{pool.store.directory}/"
-    return sum(damage.path.startswith(prefix) for damage in node.catalogue.quarantined().values())
+    damaged = [*node.catalogue.quarantined().values(), *node.snapshot_catalogue.quarantined().values()]
+    return sum(damage.path.startswith(prefix) for damage in damaged)
 
 
 def _pools(node: Node) -> list[Pool]:
@@ -85,6 +128,9 @@ def _pool_figures(node: Node, pool: Pool) -> PoolFigures:
     return PoolFigures(
         pool=pool.name,
         volumes=volume_counts(node).get(pool.name, 0),
+        snapshots=snapshot_counts(node).get(pool.name, 0),
+        cut_extents=pool.last_cut.extents,
+        cut_seconds=pool.last_cut.seconds,
         quarantined=quarantined_count(node, pool),
         promised_bytes=pool.ledger.promised_bytes,
         available_bytes=pool.ledger.space().available_bytes,

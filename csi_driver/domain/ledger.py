@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi_driver.errors import InsufficientCapacity, NoRoomToGrow
-from csi_driver.model import BLOCK_BYTES, MIB, QuotaPolicy, Volume, VolumeId, VolumeType
+from csi_driver.errors import InsufficientCapacity, InsufficientForCut, NoRoomToGrow
+from csi_driver.model import BLOCK_BYTES, MIB, QuotaPolicy, Volume, VolumeType
 
 _RESERVE_BYTES = 64 * MIB
 _RESERVE_PART = 50
@@ -80,7 +80,7 @@ class Ledger:
         self._measuring = threading.Lock()
         self._measured_at = -math.inf
         self._room_bytes: float = math.inf
-        self._held: dict[VolumeId, _Held] = {}
+        self._held: dict[str, _Held] = {}
         self._growth_bytes = self._own_bytes = self._size_bytes = self._worst_bytes = 0
 
     def space(self) -> Space:
@@ -140,6 +140,48 @@ class Ledger:
         with self._lock:
             self._hold(volume.volume_id, volume.promised_bytes, growth_of(volume, own_bytes), own_bytes)
 
+    def admit_cut(self, volume: Volume, overcommit: float) -> None:
+        """Promise that all of `volume` can be written over, though what it owns is about to be shared with a relative.
+
+        When the cut fails after all, the next measurement gives the promise back.
+
+        Raises: InsufficientForCut.
+        """
+        if not is_counted(volume):
+            return
+        # What it owns now: the room that was measured last is smaller by that, once it is shared.
+        own = self._own_of(volume)
+        if self._admit_shared(volume, own, overcommit):
+            return
+        self.measure(time.monotonic())
+        if not self._admit_shared(volume, own, overcommit):
+            with self._lock:
+                grantable = self._grantable(overcommit, volume.is_thick)
+            raise InsufficientForCut(volume.volume_id, volume.pool, own, grantable)
+
+    def admit_copy(self, object_id: str, pool: str, size_bytes: int, overcommit: float) -> None:
+        """Promise `size_bytes` to a copy that will allocate them all; `copied` tells how far it is.
+
+        Raises: InsufficientCapacity.
+        """
+        for since in (None, time.monotonic()):
+            if since is not None:
+                self.measure(since)
+            with self._lock:
+                grantable = self._grantable(overcommit, thick=True)
+                if size_bytes <= grantable:
+                    self._hold(object_id, size_bytes, size_bytes, 0)
+                    return
+        raise InsufficientCapacity(pool, size_bytes, grantable)
+
+    def copied(self, object_id: str, remaining_bytes: int) -> None:
+        """So much of a copy is not written yet; nothing: it is done, or given up. Idempotent."""
+        with self._lock:
+            if remaining_bytes > 0 and object_id in self._held:
+                self._hold(object_id, remaining_bytes, remaining_bytes, 0)
+            else:
+                self._drop(object_id)
+
     def is_overdrawn(self, overcommit: float) -> bool:
         """Whether more is promised than there is: a stranger wrote, or templates were made after the promise."""
         with self._lock:
@@ -180,6 +222,33 @@ class Ledger:
             if held is not None:
                 self._hold(volume.volume_id, held.size, max(0, held.size - measured), measured)
 
+    def _own_of(self, volume: Volume) -> int:
+        try:
+            return self._filesystem.own_bytes(volume)
+        except OSError:
+            # Whatever it owns is then promised anew: the strictest answer.
+            return volume.promised_bytes
+
+    def _admit_shared(self, volume: Volume, own_bytes: int, overcommit: float) -> bool:
+        size = volume.promised_bytes
+        with self._lock:
+            held = self._held.get(volume.volume_id, _Held(size, 0, size, size))
+            if not self._allows_sharing(held, own_bytes, 1.0 if volume.is_thick else overcommit):
+                return False
+            self._room_bytes -= own_bytes
+            self._hold(volume.volume_id, size, size, 0)
+            return True
+
+    def _allows_sharing(self, held: _Held, own_bytes: int, overcommit: float) -> bool:
+        """Whether all promises can be kept when this object owns nothing any more."""
+        usable = self._usable_bytes()
+        room = self._room_bytes - own_bytes
+        if overcommit > 1.0:
+            return self._size_bytes <= overcommit * min(usable + self._own_bytes - held.own, room)
+        if usable >= self._worst_bytes:
+            return True
+        return self._growth_bytes - held.growth + held.size <= usable and self._size_bytes <= room
+
     def _refusal(self, volume: Volume, asked_bytes: int, overcommit: float) -> int | None:
         """Promise the volume so many bytes more; where they cannot be granted, what can be instead."""
         if not is_counted(volume) or self._admit_without_measuring(volume, asked_bytes, overcommit):
@@ -219,13 +288,13 @@ class Ledger:
             return int(max(measured, usable - self._worst_bytes))
         return int(overcommit * min(usable + self._own_bytes, self._room_bytes)) - self._size_bytes
 
-    def _hold(self, volume_id: VolumeId, size: int, growth: int, own: int) -> None:
-        self._drop(volume_id)
-        self._held[volume_id] = held = _Held(growth, own, size, worst=max(growth, size))
+    def _hold(self, object_id: str, size: int, growth: int, own: int) -> None:
+        self._drop(object_id)
+        self._held[object_id] = held = _Held(growth, own, size, worst=max(growth, size))
         self._add(held, 1)
 
-    def _drop(self, volume_id: VolumeId) -> None:
-        held = self._held.pop(volume_id, None)
+    def _drop(self, object_id: str) -> None:
+        held = self._held.pop(object_id, None)
         if held is not None:
             self._add(held, -1)
 

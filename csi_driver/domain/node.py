@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TypedDict
 
-from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.copies import Copies
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.growth import Growth
+from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
+from csi_driver.domain.snapshots import Snapshots
+from csi_driver.domain.sources import Sources
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.startup import Startup
 from csi_driver.domain.statistics import Statistics
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.model import topology_key
+
+
+class _Held(TypedDict):
+    """What snapshots and sources have in common."""
+
+    volumes: Catalogue
+    snapshots: SnapshotCatalogue
+    claims: Claims
+    copies: Copies
 
 
 class Node:
@@ -35,20 +49,39 @@ class Node:
         self.topology = {topology_key(driver_name): node_id}
         self.pools = Pools()
         self.catalogue = Catalogue()
+        self.snapshot_catalogue = SnapshotCatalogue()
         self.claims = Claims()
+        self.copies = Copies(self.snapshot_catalogue, self.claims)
         self.mounts = VolumeMounts(self.pools)
         extension = Extension(self.pools, self.catalogue)
         self.staging = Staging(self.mounts, self.catalogue, self.claims, extension)
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
         self.growth = Growth(self.mounts, self.catalogue, self.claims, extension)
-        self.volumes = Volumes(node_id, self.pools, self.catalogue, self.claims, self.staging)
+        held: _Held = {
+            "volumes": self.catalogue,
+            "snapshots": self.snapshot_catalogue,
+            "claims": self.claims,
+            "copies": self.copies,
+        }
+        self.snapshots = Snapshots(node_id, self.pools, **held)
+        self.volumes = Volumes(
+            node_id,
+            self.pools,
+            catalogue=self.catalogue,
+            claims=self.claims,
+            staging=self.staging,
+            sources=Sources(node_id, self.pools, **held),
+        )
         self._startup = Startup(
             pools,
             driver_name=driver_name,
             state_dir=state_dir,
             pools=self.pools,
             catalogue=self.catalogue,
+            snapshots=self.snapshot_catalogue,
+            kinship=Kinship(self.catalogue, self.snapshot_catalogue),
+            resume=self.snapshots.resume,
             mounts=self.mounts,
             extension=extension,
         )

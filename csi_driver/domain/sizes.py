@@ -54,6 +54,27 @@ def choose_capacity(asked: CapacityRange, *, minimum: int, maximum: int) -> int:
     return given
 
 
+def choose_copy_capacity(asked: CapacityRange, *, source_bytes: int, minimum: int, maximum: int) -> int:
+    """The size of a volume whose content is copied: what is required, never less than the source has.
+
+    Nothing required: the source's size.
+
+    Raises: CapacityOutOfRange naming the field and what is possible.
+    """
+    if asked.limit_bytes and asked.limit_bytes < source_bytes:
+        raise CapacityOutOfRange(
+            f"capacity_range.limit_bytes: {asked.limit_bytes} is less than the {source_bytes} bytes of the source"
+        )
+    if not asked.required_bytes:
+        return source_bytes
+    given = choose_capacity(asked, minimum=minimum, maximum=maximum)
+    if given < source_bytes:
+        raise CapacityOutOfRange(
+            f"capacity_range.required_bytes: {asked.required_bytes} is less than the {source_bytes} bytes of the source"
+        )
+    return given
+
+
 def satisfies(capacity_bytes: int, asked: CapacityRange) -> bool:
     """Whether a volume of this size is what was asked."""
     return capacity_bytes >= asked.required_bytes and (not asked.limit_bytes or capacity_bytes <= asked.limit_bytes)

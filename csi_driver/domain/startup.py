@@ -11,19 +11,21 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.directory import QuotaKind, tend_quotas
-from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.extension import Extension
+from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_pool
 from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
-from csi_driver.model import QuotaPolicy, Volume, VolumeId, VolumeType
+from csi_driver.model import QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType
 from csi_driver.store import records
 from csi_driver.store.pool import VOLUMES
 from csi_driver.store.runtime import RuntimeState
@@ -37,6 +39,30 @@ _STOP_SECONDS = 5.0
 _IMAGE_PATH = re.compile(rf"/{VOLUMES}/([a-z0-9-]+)/{re.escape(IMAGE)}$")
 
 
+# Told, before a pool's volumes are served, which of its snapshots are not finished.
+Resume = Callable[[Pool, list[Snapshot], list[Volume]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Indexes:
+    """Where what is read from the pools goes."""
+
+    volumes: Catalogue
+    snapshots: SnapshotCatalogue
+    kinship: Kinship
+    resume: Resume
+
+    def miss(self, pool: str, reason: str) -> None:
+        """The pool is not served: what is not known may be in it."""
+        self.volumes.miss(pool, reason)
+        self.snapshots.miss(pool, reason)
+
+    def found(self, pool: str) -> None:
+        """All that the pool holds is known."""
+        self.volumes.found(pool)
+        self.snapshots.found(pool)
+
+
 class Startup:
     """The keepers of a node's pools."""
 
@@ -48,21 +74,24 @@ class Startup:
         state_dir: str,
         pools: Pools,
         catalogue: Catalogue,
+        snapshots: SnapshotCatalogue,
+        kinship: Kinship,
+        resume: Resume,
         mounts: VolumeMounts,
         extension: Extension,
     ) -> None:
         self._pools = pools
-        self._catalogue = catalogue
         self._stopped = threading.Event()
+        indexes = Indexes(catalogue, snapshots, kinship, resume)
         loader = PoolLoader(
             driver_name,
             state_dir,
             pools=pools,
-            catalogue=catalogue,
+            indexes=indexes,
             mounts=mounts,
             extension=extension,
         )
-        self._keepers = [_Keeper(one, loader, pools, catalogue, self._stopped) for one in options]
+        self._keepers = [_Keeper(one, loader, pools, indexes, self._stopped) for one in options]
 
     def run(self) -> None:
         """Open every pool; those that cannot be opened are refused by name, tried again, and the others served.
@@ -100,7 +129,7 @@ class _Keeper(threading.Thread):
         options: PoolOptions,
         loader: PoolLoader,
         pools: Pools,
-        catalogue: Catalogue,
+        indexes: Indexes,
         stopped: threading.Event,
     ) -> None:
         super().__init__(name=f"pool {options.name}", daemon=True)
@@ -109,7 +138,7 @@ class _Keeper(threading.Thread):
         self._options = options
         self._loader = loader
         self._pools = pools
-        self._catalogue = catalogue
+        self._indexes = indexes
         self._stopped = stopped
         self._refuse("its disk has not answered yet")
 
@@ -141,12 +170,12 @@ class _Keeper(threading.Thread):
             self._refuse(str(refusal))
             return None
         self.refusal = None
-        self._catalogue.found(self._options.name)
+        self._indexes.found(self._options.name)
         return pool
 
     def _refuse(self, reason: str) -> None:
         self._pools.refuse(self._options.name, reason)
-        self._catalogue.miss(self._options.name, f"pool {self._options.name}: {reason}")
+        self._indexes.miss(self._options.name, f"pool {self._options.name}: {reason}")
 
 
 class PoolLoader:
@@ -158,14 +187,14 @@ class PoolLoader:
         state_dir: str,
         *,
         pools: Pools,
-        catalogue: Catalogue,
+        indexes: Indexes,
         mounts: VolumeMounts,
         extension: Extension,
     ) -> None:
         self._driver_name = driver_name
         self._state_dir = state_dir
         self._pools = pools
-        self._catalogue = catalogue
+        self._indexes = indexes
         self._mounts = mounts
         self._extension = extension
 
@@ -180,31 +209,34 @@ class PoolLoader:
         pool = Pool(options, self._driver_name, self._state_dir)
         try:
             pool.unmounted_growth.settle_all()
-            volumes = self._load(pool)
-            self._pools.add(pool, self._catalogue.all)
+            volumes, snapshots = self._load(pool), self._load_snapshots(pool)
+            self._pools.add(pool, self._indexes.volumes.all, self._indexes.kinship)
         except BaseException:
             pool.close()
             raise
-        self._take_over(pool, volumes)
+        self._take_over(pool, volumes, snapshots)
         seconds = time.monotonic() - began
         _log.info(
-            "pool %s: %d volumes served from %s in %.0f ms",
+            "pool %s: %d volumes and %d snapshots served from %s in %.0f ms",
             pool.name,
             len(volumes),
+            len(snapshots),
             pool.store.directory,
             seconds * 1000,
         )
         _warn_of_missing_quota(pool, volumes)
         return pool
 
-    def _take_over(self, pool: Pool, volumes: list[Volume]) -> None:
+    def _take_over(self, pool: Pool, volumes: list[Volume], snapshots: list[Snapshot]) -> None:
         for volume in volumes:
             pool.ledger.settle(volume, 0)
         self._adopt_loops(pool)
         volumes = [self._settled(volume) for volume in volumes]
         # The volumes are found by requests only after everything that is known of them.
         self._adopt_states(pool, {volume.volume_id for volume in volumes})
-        self._catalogue.add_all(volumes)
+        self._indexes.snapshots.add_all(snapshots)
+        self._indexes.resume(pool, [one for one in snapshots if not one.is_ready], volumes)
+        self._indexes.volumes.add_all(volumes)
         crash_point("startup.opened")
 
     def _settled(self, volume: Volume) -> Volume:
@@ -225,11 +257,27 @@ class PoolLoader:
                     raise RecordDamaged(where, f"it belongs to pool {volume.pool}, served here is {pool.name}")
             except RecordDamaged as damage:
                 claimed = records.claimed_name(pool.store.volumes_fd, name)
-                self._catalogue.quarantine(name, damage, claimed)
+                self._indexes.volumes.quarantine(name, damage, claimed)
                 _log.error("volume %s is quarantined: %s", name, damage)
             else:
                 volumes.append(volume)
         return volumes
+
+    def _load_snapshots(self, pool: Pool) -> list[Snapshot]:
+        snapshots = []
+        for name in pool.store.snapshot_names():
+            where = f"{pool.store.snapshot_path(name)}/{records.RECORD}"
+            try:
+                snapshot = records.read_snapshot(pool.store.snapshots_fd, name, where)
+                if snapshot.pool != pool.name:
+                    raise RecordDamaged(where, f"it belongs to pool {snapshot.pool}, served here is {pool.name}")
+            except RecordDamaged as damage:
+                claimed = records.claimed_name(pool.store.snapshots_fd, name)
+                self._indexes.snapshots.quarantine(name, damage, claimed)
+                _log.error("snapshot %s is quarantined: %s", name, damage)
+            else:
+                snapshots.append(snapshot)
+        return snapshots
 
     @staticmethod
     def _adopt_loops(pool: Pool) -> None:
@@ -242,7 +290,7 @@ class PoolLoader:
 
     def _adopt_states(self, pool: Pool, loaded: set[VolumeId]) -> None:
         for volume_id, state in pool.runtime.load_all().items():
-            if volume_id in loaded or self._catalogue.has(volume_id):
+            if volume_id in loaded or self._indexes.volumes.has(volume_id):
                 self._mounts.restore(volume_id, state)
             else:
                 # Deleted by a process that ended before it could say so here.

@@ -1,12 +1,14 @@
 """Volumes made, found and taken away; knows no protocol, and leaves the bytes to the backends.
 
-Create: claim the name -> compare with what bears it -> promise the space -> build under `tmp/` -> rename into place.
+Create: claim the name -> compare with what bears it -> hold the source, if there is one -> promise the space -> build
+        under `tmp/` -> rename into place.
 Delete: claim the id -> refuse while in use -> rename into the trash -> clear away. Every step can be the last one
 before a crash: an object exists whole or not at all, and a start clears what is left.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import secrets
@@ -17,7 +19,9 @@ from csi_driver.backends import removal
 from csi_driver.domain import sizes
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.pools import Pool, Pools
+from csi_driver.domain.sources import Origin, Sources, resolved
 from csi_driver.domain.staging import Staging
 from csi_driver.errors import (
     CapacityOutOfRange,
@@ -25,12 +29,11 @@ from csi_driver.errors import (
     OperationPending,
     TopologyUnsatisfiable,
     UndoFailed,
-    VolumeBusy,
     VolumeConflict,
     VolumeNotFound,
 )
 from csi_driver.faults import crash_point
-from csi_driver.model import Volume, VolumeId, VolumeSpec, node_key
+from csi_driver.model import CapacityRange, ContentSource, Volume, VolumeId, VolumeSpec, node_key
 from csi_driver.store import records
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -39,14 +42,24 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Volumes:
     """The life of a volume from CreateVolume to DeleteVolume."""
 
-    def __init__(self, node_id: str, pools: Pools, catalogue: Catalogue, claims: Claims, staging: Staging) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        pools: Pools,
+        *,
+        catalogue: Catalogue,
+        claims: Claims,
+        staging: Staging,
+        sources: Sources,
+    ) -> None:
         self._node_id = node_id
         self._node_key = node_key(node_id)
         self._pools = pools
         self._catalogue = catalogue
         self._claims = claims
         self._staging = staging
-        self._uncleared: dict[str, tuple[Pool, str]] = {}
+        self._sources = sources
+        self._disposal = Disposal()
 
     def create(self, spec: VolumeSpec, deadline: float | None, *, is_accessible: bool = True) -> Volume:
         """A volume as `spec` asks, durable when this returns; `is_accessible`: its topology includes this node.
@@ -54,12 +67,12 @@ class Volumes:
         Idempotent: the same spec again gives the same volume; while it is being built, the second call waits for it.
 
         Raises: VolumeConflict when the name is taken by another volume; InsufficientCapacity; CapacityOutOfRange;
-            InvalidField; TopologyUnsatisfiable; OperationPending; UndoFailed.
+            InvalidField; TopologyUnsatisfiable; OperationPending; UndoFailed; with a source, what `Sources` raises.
         """
         call = (spec, is_accessible)
         with self._pools.get(spec.parameters.pool).slot():
             return self._claims.run(
-                ("volume name", spec.name), call, deadline, lambda: self._create(spec, is_accessible)
+                ("volume name", spec.name), call, deadline, lambda: self._create(spec, deadline, is_accessible)
             )
 
     def delete(self, volume_id: str, deadline: float | None) -> None:
@@ -80,7 +93,7 @@ class Volumes:
         with self._slot_of(volume_id):
             self._claims.run(("volume", volume_id), "retire", deadline, lambda: self._delete(volume_id, keep=True))
 
-    def _create(self, spec: VolumeSpec, is_accessible: bool) -> Volume:
+    def _create(self, spec: VolumeSpec, deadline: float | None, is_accessible: bool) -> Volume:
         existing = self._catalogue.named(spec.name)
         if existing is not None:
             if self._claims.holds(("volume", existing.volume_id)):
@@ -91,16 +104,24 @@ class Volumes:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.get(spec.parameters.pool)
         pool.require_present()
-        planned = self._planned(spec)
+        if spec.source is None:
+            return self._built(pool, self._planned(spec), None)
+        with self._sources.held(spec.source, deadline) as origin:
+            planned = self._planned_copy(resolved(spec, origin), origin, shares=pool.shares_with(origin.pool))
+            return self._built(pool, planned, origin)
+
+    def _built(self, pool: Pool, planned: Volume, origin: Origin | None) -> Volume:
         volume = pool.backend(planned).choose_identity(planned)
         self._admit(pool, volume)
         try:
-            self._build(pool, volume)
+            self._build(pool, volume, origin)
         except BaseException:
             pool.ledger.forget(volume)
             raise
-        # fallocate gave a thick one all it will need; a thin one is measured when that matters.
-        pool.ledger.settle(volume, volume.capacity_bytes if volume.is_thick else 0)
+        # fallocate gave a thick one all it will need; a thin one is measured when that matters, and so is one that
+        # shares blocks.
+        owns_all = volume.is_thick and not volume.lineage
+        pool.ledger.settle(volume, volume.capacity_bytes if owns_all else 0)
         self._catalogue.add(volume)
         if pool.ledger.is_overdrawn(pool.overcommit):
             # By the template that was made for it, after the promise.
@@ -122,6 +143,20 @@ class Volumes:
             created_at=time.time(),
         )
 
+    def _planned_copy(self, spec: VolumeSpec, origin: Origin, *, shares: bool) -> Volume:
+        kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
+        capacity_bytes = sizes.choose_copy_capacity(
+            spec.capacity_range,
+            source_bytes=origin.size_bytes,
+            minimum=sizes.minimum_bytes(*kind),
+            maximum=sizes.maximum_bytes(*kind),
+        )
+        exactly = CapacityRange(capacity_bytes, capacity_bytes)
+        planned = self._planned(dataclasses.replace(spec, capacity_range=exactly))
+        return dataclasses.replace(
+            planned, source=spec.source, lineage=origin.described.family if shares else planned.lineage
+        )
+
     @staticmethod
     def _admit(pool: Pool, volume: Volume) -> None:
         try:
@@ -130,7 +165,7 @@ class Volumes:
             pool.settle_space()
             pool.ledger.admit(volume, pool.overcommit)
 
-    def _build(self, pool: Pool, volume: Volume) -> None:
+    def _build(self, pool: Pool, volume: Volume, origin: Origin | None) -> None:
         with ExitStack() as undo, ExitStack() as opened:
             undo.callback(self._undo_build, pool, volume)
             object_fd = pool.store.begin(volume.volume_id)
@@ -140,7 +175,10 @@ class Volumes:
             records.write_volume(object_fd, volume)
             crash_point("create.recorded")
             try:
-                pool.backend(volume).build(volume, object_fd)
+                if origin is None:
+                    pool.backend(volume).build(volume, object_fd)
+                else:
+                    self._sources.fill(volume, origin, object_fd, share=bool(volume.lineage))
             except OSError as cause:
                 raise _explained(cause, pool, volume) from cause
             crash_point("create.built")
@@ -169,7 +207,7 @@ class Volumes:
         try:
             volume = self._catalogue.get(volume_id)
         except VolumeNotFound:
-            self._clear_again(volume_id)
+            self._disposal.clear(volume_id)
             return
         pool = self._pools.of(volume)
         pool.require_present()
@@ -177,24 +215,13 @@ class Volumes:
         crash_point("delete.withdrawn")
         trash_name = pool.store.discard(volume.volume_id, keep=keep)
         if not keep:
-            self._uncleared[volume.volume_id] = (pool, trash_name)
+            self._disposal.take(volume.volume_id, pool, trash_name)
         self._catalogue.remove(volume)
         # What lies in the trash grows no more; what it still holds, the filesystem counts as used.
         pool.ledger.forget(volume)
         crash_point("delete.discarded")
-        self._clear_again(volume.volume_id)
+        self._disposal.clear(volume.volume_id)
         crash_point("delete.cleared")
-
-    def _clear_again(self, volume_id: str) -> None:
-        remains = self._uncleared.get(volume_id)
-        if remains is None:
-            return
-        pool, trash_name = remains
-        try:
-            removal.clear(pool.store.trash_fd, trash_name)
-        except OSError as cause:
-            raise VolumeBusy(volume_id, f"deleted, but its remains in the trash cannot be cleared: {cause}") from cause
-        self._uncleared.pop(volume_id, None)
 
 
 def _explained(cause: OSError, pool: Pool, volume: Volume) -> Exception:
@@ -213,13 +240,22 @@ def _check_same(volume: Volume, spec: VolumeSpec, is_accessible: bool) -> None:
     differences = [
         ("accessibility_requirements", "this node", "this node" if is_accessible else "others"),
         ("volume_capabilities (access type)", volume.access_type, spec.access_type),
-        ("volume_capabilities (fs_type)", volume.fs_type, spec.fs_type),
+        (
+            "volume_capabilities (fs_type)",
+            volume.fs_type,
+            volume.fs_type if "fs_type" in spec.inherits else spec.fs_type,
+        ),
+        ("volume_content_source", _worded(volume.source), _worded(spec.source)),
         ("parameters.type", held.volume_type, asked.volume_type),
         ("parameters.pool", held.pool, asked.pool),
         ("parameters.provisioning", held.provisioning, asked.provisioning),
         ("parameters.mkfsOptions", held.mkfs_options, asked.mkfs_options),
         ("parameters.quota", held.quota, asked.quota),
-        ("parameters.blockSize", held.block_size, asked.block_size),
+        (
+            "parameters.blockSize",
+            held.block_size,
+            held.block_size if "block_size" in spec.inherits else asked.block_size,
+        ),
     ]
     for field, is_held, is_asked in differences:
         if is_held != is_asked:
@@ -229,3 +265,7 @@ def _check_same(volume: Volume, spec: VolumeSpec, is_accessible: bool) -> None:
         raise VolumeConflict(
             volume.name, volume.volume_id, "capacity_range", f"{volume.capacity_bytes} bytes", asked_range
         )
+
+
+def _worded(source: ContentSource | None) -> str:
+    return "none" if source is None else f"{source.kind} {source.object_id}"

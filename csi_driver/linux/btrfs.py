@@ -38,7 +38,7 @@ _NAME_BYTES: Final = 255
 
 BTRFS_IOC_SUBVOL_GETFLAGS: Final = ior(_MAGIC, 25, 8)
 BTRFS_IOC_SUBVOL_SETFLAGS: Final = iow(_MAGIC, 26, 8)
-_SUBVOL_RDONLY: Final = 1 << 1
+SUBVOL_RDONLY: Final = 1 << 1
 
 # struct btrfs_ioctl_ino_lookup_args: treeid, objectid, name
 INO_LOOKUP: Final = struct.Struct("=QQ4080s")
@@ -70,7 +70,7 @@ SEARCH_ARGS: Final = struct.Struct("=104sQ")
 SEARCH_HEADER: Final = struct.Struct("=QQQII")  # transid, objectid, offset, type, len
 BTRFS_IOC_TREE_SEARCH_V2: Final = iowr(_MAGIC, 17, SEARCH_ARGS.size)
 _SEARCH_BYTES: Final = 16 << 10
-_ROOT_TREE: Final = 1
+ROOT_TREE: Final = 1
 _QUOTA_TREE: Final = 8
 _ROOT_ITEM_KEY: Final = 132
 _QGROUP_STATUS_KEY: Final = 240
@@ -207,8 +207,8 @@ def ensure_writable(fd: int) -> None:
     structure = bytearray(8)
     exchange(fd, BTRFS_IOC_SUBVOL_GETFLAGS, structure)
     flags = int.from_bytes(structure, "little")
-    if flags & _SUBVOL_RDONLY:
-        exchange(fd, BTRFS_IOC_SUBVOL_SETFLAGS, bytearray((flags & ~_SUBVOL_RDONLY).to_bytes(8, "little")))
+    if flags & SUBVOL_RDONLY:
+        exchange(fd, BTRFS_IOC_SUBVOL_SETFLAGS, bytearray((flags & ~SUBVOL_RDONLY).to_bytes(8, "little")))
 
 
 def quota_enabled(fd: int) -> bool:
@@ -320,7 +320,7 @@ def stale_qgroups(fd: int) -> list[int]:
     qgroups = [found for found, _ in _quota_items(fd, _QGROUP_INFO_KEY) if 256 <= found < 1 << 48]
     if not qgroups:
         return []
-    roots = {item.objectid for item in _search(fd, _ROOT_TREE, _ROOT_ITEM_KEY, objectids=(256, _GREATEST))}
+    roots = {item.objectid for item in search(fd, ROOT_TREE, _ROOT_ITEM_KEY, objectids=(256, _GREATEST))}
     return [identity for identity in qgroups if identity not in roots]
 
 
@@ -504,27 +504,29 @@ def _quota_items(fd: int, item_type: int, identity: int | None = None) -> Iterat
     """Yield (qgroup id, content) of the quota tree's items of one type; none when there is no such tree."""
     offsets = (0, _GREATEST) if identity is None else (identity, identity)
     try:
-        for item in _search(fd, _QUOTA_TREE, item_type, objectids=(0, 0), offsets=offsets):
+        for item in search(fd, _QUOTA_TREE, item_type, objectids=(0, 0), offsets=offsets):
             yield item.offset, item.content
     except FileNotFoundError:
         return
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
+    """One item of a tree: its object id, its offset and what it holds."""
+
     objectid: int
     offset: int
     content: bytes
 
 
-def _search(
+def search(
     fd: int,
     tree: int,
     item_type: int,
     *,
     objectids: tuple[int, int],
     offsets: tuple[int, int] = (0, _GREATEST),
-) -> Iterator[_Item]:
+) -> Iterator[Item]:
     """Yield a tree's items of one type between two keys (which the kernel compares as whole keys)."""
     objectid, offset, kind = objectids[0], offsets[0], item_type
     while True:
@@ -533,7 +535,7 @@ def _search(
         for header, content in _search_once(fd, SEARCH_KEY.pack(*key, 0)):
             last = header
             if header[2] == item_type:
-                yield _Item(header[0], header[1], content)
+                yield Item(header[0], header[1], content)
         if last is None:
             return
         objectid, offset, kind = last

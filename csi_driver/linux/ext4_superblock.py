@@ -11,16 +11,18 @@ must hold at least, e2fsprogs' resize/resize2fs.c (adjust_fs_info).
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import struct
 import uuid as uuids
 from dataclasses import dataclass
 from typing import Final
 
+from csi_driver.linux import crc32c
+
 OFFSET: Final = 1024
 BYTES: Final = 1024
 MAGIC: Final = 0xEF53
+INCOMPAT_RECOVER: Final = 0x4
 INCOMPAT_64BIT: Final = 0x80
 INCOMPAT_CSUM_SEED: Final = 0x2000
 RO_COMPAT_METADATA_CSUM: Final = 0x400
@@ -28,7 +30,6 @@ _MAGIC_AT: Final = 0x38
 _FEATURES_AT: Final = 0x60  # s_feature_incompat, then s_feature_ro_compat
 _UUID_AT: Final = 0x68
 _CHECKSUM_AT: Final = 0x3FC
-_CASTAGNOLI: Final = 0x82F63B78  # include/linux/crc32c.h, reflected
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
 _FEATURES: Final = struct.Struct("<II")
@@ -122,7 +123,8 @@ def write_uuid(image_fd: int, uuid: str) -> bool:
     """Give the ext4 in an image file another UUID; nothing is synced.
 
     False, and nothing is written, when the superblock is not one whose every checksum we can keep right: not ext4, no
-    metadata_csum_seed, or its own checksum does not match. The caller may ask the kernel then, once it is mounted.
+    metadata_csum_seed, a journal that waits for its replay, or its own checksum does not match. The caller may ask the
+    kernel then, once it is mounted.
 
     Raises:
         OSError: EIO.
@@ -138,27 +140,16 @@ def write_uuid(image_fd: int, uuid: str) -> bool:
 
 def checksum(block: bytes | bytearray) -> int:
     """CRC-32C of a superblock up to its checksum field, seeded with ones and not inverted, as ext4 wants it."""
-    table, crc = _table(), 0xFFFFFFFF
-    for byte in memoryview(block)[:_CHECKSUM_AT]:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc
+    return crc32c.update(memoryview(block)[:_CHECKSUM_AT])
 
 
 def _is_understood(block: bytearray) -> bool:
     if len(block) != BYTES or _U16.unpack_from(block, _MAGIC_AT)[0] != MAGIC:
         return False
     incompat, ro_compat = _FEATURES.unpack_from(block, _FEATURES_AT)
+    # A journal that is replayed may hold an older copy of this very block, which would come back with its UUID.
+    if incompat & INCOMPAT_RECOVER:
+        return False
     if not (incompat & INCOMPAT_CSUM_SEED and ro_compat & RO_COMPAT_METADATA_CSUM):
         return False
     return bool(_U32.unpack_from(block, _CHECKSUM_AT)[0] == checksum(block))
-
-
-@functools.cache
-def _table() -> tuple[int, ...]:
-    return tuple(_table_entry(index) for index in range(256))
-
-
-def _table_entry(index: int) -> int:
-    for _ in range(8):
-        index = index >> 1 ^ (_CASTAGNOLI if index & 1 else 0)
-    return index

@@ -21,6 +21,7 @@ from csi_driver.linux import mount, mountinfo
 from csi_driver.linux.libc import AT_FDCWD, SYS_OPENAT2, declare
 
 # include/uapi/linux/openat2.h
+RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
@@ -46,18 +47,18 @@ class Kind(enum.Enum):
     OTHER = "a special file"
 
 
-def open_beneath(dir_fd: int, relative: str, flags: int, mode: int = 0) -> int:
+def open_beneath(dir_fd: int, relative: str, flags: int, mode: int = 0, *, cross_mounts: bool = True) -> int:
     """Open a path below a directory; no symbolic link is followed anywhere, and `..` cannot leave.
 
     `flags` are those of open(2), O_CLOEXEC is added; `mode` counts only with O_CREAT. The descriptor is the
     caller's.
 
     Raises:
-        OSError: ELOOP: a symbolic link; EXDEV: the path leads out of the directory (an absolute one does);
-            others as open(2).
+        OSError: ELOOP: a symbolic link; EXDEV: the path leads out of the directory (an absolute one does), or, unless
+            `cross_mounts`, through a mount point; others as open(2).
         ValueError: NUL in the path.
     """
-    return _open(dir_fd, relative, flags, mode, _BENEATH)
+    return _open(dir_fd, relative, flags, mode, _BENEATH if cross_mounts else _BENEATH | RESOLVE_NO_XDEV)
 
 
 def check_target_path(path: str) -> str:

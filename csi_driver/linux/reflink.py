@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
+from csi_driver.linux.attributes import InodeFlag, get_flags, set_flags
 from csi_driver.linux.ioctl import iow
 
 FICLONE: Final = iow(0x94, 9, 4)
@@ -42,8 +43,10 @@ def clone_file(source_fd: int, target_fd: int) -> None:
     fcntl.ioctl(target_fd, FICLONE, source_fd)
 
 
-def probe(dir_fd: int) -> bool:
+def probe(dir_fd: int, other_fd: int | None = None) -> bool:
     """Tell whether files of this directory can share blocks, by sharing one block of a file that has no name.
+
+    With `other_fd`: whether a file of that directory can share those of a file in this one.
 
     Raises:
         OSError: ENOSPC, EROFS, EIO: the question has no answer now.
@@ -51,7 +54,7 @@ def probe(dir_fd: int) -> bool:
     with ExitStack() as stack:
         source = _temporary_file(dir_fd)
         stack.callback(os.close, source)
-        target = _temporary_file(dir_fd)
+        target = _temporary_file(dir_fd if other_fd is None else other_fd)
         stack.callback(os.close, target)
         os.pwrite(source, b"\0" * _PROBE_BYTES, 0)
         try:
@@ -61,6 +64,25 @@ def probe(dir_fd: int) -> bool:
                 return False
             raise
         return True
+
+
+def clone_unnamed(source_fd: int, dir_fd: int) -> int:
+    """Return a descriptor, the caller's, of a file without a name that shares all blocks of the source as of now.
+
+    It is in the directory's filesystem, and gone with its descriptor, also after a crash.
+
+    Raises:
+        OSError: as clone_file.
+    """
+    target_fd = _temporary_file(dir_fd)
+    try:
+        if get_flags(source_fd) & InodeFlag.NOCOW:
+            set_flags(target_fd, get_flags(target_fd) | InodeFlag.NOCOW)
+        clone_file(source_fd, target_fd)
+    except BaseException:
+        os.close(target_fd)
+        raise
+    return target_fd
 
 
 def copy_sparse(source_fd: int, target_fd: int, *, progress: Callable[[int], None] | None = None) -> int:
@@ -91,11 +113,12 @@ def copy_sparse(source_fd: int, target_fd: int, *, progress: Callable[[int], Non
     return copied
 
 
-def copy_data(source_fd: int, target_fd: int) -> int:
+def copy_data(source_fd: int, target_fd: int, *, progress: Callable[[int], None] | None = None) -> int:
     """Write a file's data over the same places of another one, sharing nothing; return the bytes copied.
 
     What is a hole in the source stays as it is in the target, which gets at least the source's size: a target that is
     preallocated (and reads as zeros) keeps its own blocks. Moves the file offset of the source. Nothing is synced.
+    `progress` is called as by `copy_sparse`.
 
     Raises:
         OSError: ENOSPC, EIO; EIO when the source shrinks meanwhile.
@@ -109,6 +132,8 @@ def copy_data(source_fd: int, target_fd: int) -> int:
         while start < end:
             step = _copy_through_memory(source_fd, target_fd, start, min(end - start, _BUFFER_BYTES))
             start, copied = start + step, copied + step
+            if progress is not None:
+                progress(copied)
     return copied
 
 

@@ -20,7 +20,7 @@ class ListPoolsResponse(_message.Message):
     def __init__(self, pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ...) -> None: ...
 
 class Pool(_message.Message):
-    __slots__ = ("name", "directory", "uuid", "filesystem", "reflink", "overcommit", "size_bytes", "available_bytes", "reserve_bytes", "promised_bytes", "grantable_bytes", "volume_count", "quarantined_count", "state", "message", "quota", "quota_remedy")
+    __slots__ = ("name", "directory", "uuid", "filesystem", "reflink", "overcommit", "size_bytes", "available_bytes", "reserve_bytes", "promised_bytes", "grantable_bytes", "volume_count", "quarantined_count", "state", "message", "quota", "quota_remedy", "snapshot_count")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Pool(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     QUOTA_REMEDY_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_COUNT_FIELD_NUMBER: _ClassVar[int]
     name: str
     directory: str
     uuid: str
@@ -55,7 +56,8 @@ class Pool(_message.Message):
     message: str
     quota: str
     quota_remedy: str
-    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., uuid: _Optional[str] = ..., filesystem: _Optional[str] = ..., reflink: _Optional[bool] = ..., overcommit: _Optional[float] = ..., size_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ..., promised_bytes: _Optional[int] = ..., grantable_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., quarantined_count: _Optional[int] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., quota: _Optional[str] = ..., quota_remedy: _Optional[str] = ...) -> None: ...
+    snapshot_count: int
+    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., uuid: _Optional[str] = ..., filesystem: _Optional[str] = ..., reflink: _Optional[bool] = ..., overcommit: _Optional[float] = ..., size_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ..., promised_bytes: _Optional[int] = ..., grantable_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., quarantined_count: _Optional[int] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., quota: _Optional[str] = ..., quota_remedy: _Optional[str] = ..., snapshot_count: _Optional[int] = ...) -> None: ...
 
 class ListVolumesRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -82,7 +84,7 @@ class GetVolumeRequest(_message.Message):
     def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class VolumeDetail(_message.Message):
-    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message")
+    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +99,8 @@ class VolumeDetail(_message.Message):
     TARGET_PATHS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     name: str
     pool: str
@@ -111,4 +115,64 @@ class VolumeDetail(_message.Message):
     target_paths: _containers.RepeatedScalarFieldContainer[str]
     state: str
     message: str
-    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    source: str
+    quota: str
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...
+
+class ListSnapshotsRequest(_message.Message):
+    __slots__ = ("max_entries", "starting_token")
+    MAX_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    STARTING_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    max_entries: int
+    starting_token: str
+    def __init__(self, max_entries: _Optional[int] = ..., starting_token: _Optional[str] = ...) -> None: ...
+
+class ListSnapshotsResponse(_message.Message):
+    __slots__ = ("snapshots", "next_token")
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotDetail]
+    next_token: str
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotDetail, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
+
+class GetSnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id", "name")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    name: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class SnapshotDetail(_message.Message):
+    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message", "provisioning", "quota")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    FILESYSTEM_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    COPIED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COPY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONING_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    name: str
+    source_volume_id: str
+    pool: str
+    type: str
+    access: str
+    filesystem: str
+    size_bytes: int
+    created: _timestamp_pb2.Timestamp
+    state: str
+    copied_bytes: int
+    copy_bytes: int
+    message: str
+    provisioning: str
+    quota: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...

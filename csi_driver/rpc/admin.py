@@ -7,11 +7,12 @@ from operator import attrgetter
 from typing import TypeVar
 
 from csi_driver.domain import inspection, pages
-from csi_driver.domain.inspection import VolumeView
+from csi_driver.domain.inspection import SnapshotView, VolumeView
 from csi_driver.domain.ledger import Ledger
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
-from csi_driver.errors import VolumeNotFound
+from csi_driver.errors import SnapshotNotFound, VolumeNotFound
+from csi_driver.model import VolumeType
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
@@ -30,8 +31,7 @@ class AdminServicer:
         return self._once("all pools", call, self._pools)
 
     def _pools(self) -> admin_pb2.ListPoolsResponse:
-        counts = inspection.volume_counts(self._node)
-        pools = [self._pool(pool, counts.get(name, 0)) for name, pool in self._node.pools.opened.items()]
+        pools = [self._pool(pool) for pool in self._node.pools.opened.values()]
         refused = [
             admin_pb2.Pool(name=name, state="unavailable", message=why)
             for name, why in self._node.pools.refused.items()
@@ -67,7 +67,28 @@ class AdminServicer:
             response.volumes.extend(_detail(view) for view in inspection.quarantined_views(self._node))
         return response
 
-    def _pool(self, pool: Pool, volume_count: int) -> admin_pb2.Pool:
+    def ListSnapshots(self, request: admin_pb2.ListSnapshotsRequest, call: Call) -> admin_pb2.ListSnapshotsResponse:
+        limit = min(parsing.max_entries(request.max_entries) or _PAGE, _PAGE)
+        snapshots, complete = self._node.snapshots.page(limit, request.starting_token)
+        views = [inspection.snapshot_view(self._node, one.snapshot_id) for one in snapshots]
+        response = admin_pb2.ListSnapshotsResponse()
+        if not complete:
+            response.next_token = pages.token_after(snapshots[-1].snapshot_id)
+        else:
+            views += inspection.quarantined_snapshots(self._node)
+        response.snapshots.extend(_snapshot_detail(view) for view in views)
+        return response
+
+    def GetSnapshot(self, request: admin_pb2.GetSnapshotRequest, call: Call) -> admin_pb2.SnapshotDetail:
+        if not request.name:
+            snapshot_id = parsing.snapshot_id(request.snapshot_id)
+            return _snapshot_detail(inspection.snapshot_view(self._node, snapshot_id))
+        snapshot = self._node.snapshot_catalogue.named(request.name)
+        if snapshot is None:
+            raise SnapshotNotFound(request.name)
+        return _snapshot_detail(inspection.snapshot_view(self._node, snapshot.snapshot_id))
+
+    def _pool(self, pool: Pool) -> admin_pb2.Pool:
         space = pool.ledger.space()
         return admin_pb2.Pool(
             name=pool.name,
@@ -81,7 +102,8 @@ class AdminServicer:
             reserve_bytes=Ledger.reserve_bytes(space),
             promised_bytes=pool.ledger.promised_bytes,
             grantable_bytes=pool.ledger.grantable_bytes(pool.overcommit),
-            volume_count=volume_count,
+            volume_count=inspection.volume_counts(self._node).get(pool.name, 0),
+            snapshot_count=inspection.snapshot_counts(self._node).get(pool.name, 0),
             quarantined_count=inspection.quarantined_count(self._node, pool),
             state="ready",
             quota=pool.quota,
@@ -107,6 +129,33 @@ def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
         target_paths=view.target_paths,
         state="ready",
         message=view.message,
+        quota=volume.parameters.quota if volume.volume_type is VolumeType.DIRECTORY else "",
+        source=f"{volume.source.kind} {volume.source.object_id}" if volume.source else "",
     )
     detail.created.FromMilliseconds(int(volume.created_at * 1000))
+    return detail
+
+
+def _snapshot_detail(view: SnapshotView) -> admin_pb2.SnapshotDetail:
+    snapshot = view.snapshot
+    if snapshot is None:
+        return admin_pb2.SnapshotDetail(snapshot_id=view.snapshot_id, state=view.state, message=view.message)
+    is_directory = snapshot.volume_type is VolumeType.DIRECTORY
+    detail = admin_pb2.SnapshotDetail(
+        snapshot_id=snapshot.snapshot_id,
+        name=snapshot.name,
+        source_volume_id=snapshot.source_volume_id,
+        pool=snapshot.pool,
+        type=snapshot.volume_type,
+        access=snapshot.access_type,
+        filesystem=snapshot.fs_type,
+        provisioning="" if is_directory else snapshot.parameters.provisioning,
+        quota=snapshot.parameters.quota if is_directory else "",
+        size_bytes=snapshot.size_bytes,
+        state=view.state,
+        copied_bytes=view.copied_bytes,
+        copy_bytes=view.copy_bytes,
+        message=view.message,
+    )
+    detail.created.FromMilliseconds(int(snapshot.created_at * 1000))
     return detail

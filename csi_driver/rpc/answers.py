@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from csi_driver.domain import pages
 from csi_driver.domain.capabilities import check_capability
 from csi_driver.errors import HostvolError, InvalidField, MissingField
-from csi_driver.model import Usage, Volume
+from csi_driver.model import Snapshot, SourceKind, Usage, Volume
 from csi_driver.pb import csi_pb2
 from csi_driver.rpc import parameters, parsing
 
@@ -20,6 +21,23 @@ def volume(held: Volume, topology: Mapping[str, str]) -> csi_pb2.Volume:
     message = csi_pb2.Volume(
         capacity_bytes=held.capacity_bytes, volume_id=held.volume_id, volume_context=volume_context(held)
     )
+    message.accessible_topology.add().segments.update(topology)
+    if held.source is not None and held.source.kind is SourceKind.SNAPSHOT:
+        message.content_source.snapshot.snapshot_id = held.source.object_id
+    elif held.source is not None:
+        message.content_source.volume.volume_id = held.source.object_id
+    return message
+
+
+def snapshot(held: Snapshot, topology: Mapping[str, str]) -> csi_pb2.Snapshot:
+    """The snapshot as the protocol tells it."""
+    message = csi_pb2.Snapshot(
+        snapshot_id=held.snapshot_id,
+        source_volume_id=held.source_volume_id,
+        size_bytes=held.size_bytes,
+        ready_to_use=held.is_ready,
+    )
+    message.creation_time.FromNanoseconds(int(held.created_at * 1e9))
     message.accessible_topology.add().segments.update(topology)
     return message
 
@@ -54,6 +72,21 @@ def volume_page(volumes: Iterable[csi_pb2.Volume], *, complete: bool) -> csi_pb2
     return response
 
 
+def snapshot_page(snapshots: Iterable[csi_pb2.Snapshot], *, complete: bool) -> csi_pb2.ListSnapshotsResponse:
+    """The same for snapshots."""
+    response = csi_pb2.ListSnapshotsResponse()
+    size = 0
+    for message in snapshots:
+        size += message.ByteSize() + 8
+        if size > _PAGE_BYTES:
+            complete = False
+            break
+        response.entries.add().snapshot.CopyFrom(message)
+    if response.entries and not complete:
+        response.next_token = pages.token_after(response.entries[-1].snapshot.snapshot_id)
+    return response
+
+
 def usage(found: Usage) -> csi_pb2.NodeGetVolumeStatsResponse:
     """Statistics in bytes, and in inodes where the volume has them."""
     response = csi_pb2.NodeGetVolumeStatsResponse()
@@ -76,10 +109,17 @@ def refusal_of(held: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest)
             check_capability(held, capability)
         if request.mutable_parameters:
             return "mutable_parameters: none can be changed"
-        if request.parameters and parameters.parse(request.parameters, held.access_type) != held.parameters:
+        if request.parameters and not _has_parameters(held, request.parameters):
             return "parameters: the volume was created with others"
     except MissingField:
         raise
     except HostvolError as cause:
         return str(cause)
     return ""
+
+
+def _has_parameters(held: Volume, given: Mapping[str, str]) -> bool:
+    asked = parameters.parse(given, held.access_type)
+    if held.source is not None and "block_size" in parameters.left_open(given, ""):
+        asked = dataclasses.replace(asked, block_size=held.parameters.block_size)
+    return asked == held.parameters

@@ -72,9 +72,15 @@ class Client:
         fs_type: str,
         mount_flags: Sequence[str],
         parameters: Mapping[str, str],
+        from_snapshot: str = "",
+        from_volume: str = "",
     ) -> dict[str, Any]:
         """CreateVolume; the answer is the volume as the protocol tells it."""
         request = csi_pb2.CreateVolumeRequest(name=name, parameters=parameters)
+        if from_snapshot:
+            request.volume_content_source.snapshot.snapshot_id = from_snapshot
+        elif from_volume:
+            request.volume_content_source.volume.volume_id = from_volume
         if required_bytes or limit_bytes:
             request.capacity_range.required_bytes = required_bytes
             request.capacity_range.limit_bytes = limit_bytes
@@ -84,6 +90,33 @@ class Client:
     def delete_volume(self, volume_id: str) -> None:
         """DeleteVolume."""
         self._csi("Controller", "DeleteVolume", csi_pb2.DeleteVolumeRequest(volume_id=volume_id))
+
+    def snapshots(self) -> Iterator[dict[str, Any]]:
+        """Every snapshot, page by page."""
+        token = ""
+        while True:
+            page = self._admin("ListSnapshots", admin_pb2.ListSnapshotsRequest(starting_token=token))
+            yield from (plain(snapshot) for snapshot in page.snapshots)
+            token = page.next_token
+            if not token:
+                return
+
+    def snapshot(self, snapshot_id: str) -> dict[str, Any]:
+        """One snapshot by its id."""
+        return plain(self._admin("GetSnapshot", admin_pb2.GetSnapshotRequest(snapshot_id=snapshot_id)))
+
+    def snapshot_named(self, name: str) -> dict[str, Any]:
+        """One snapshot by the name that it was created under."""
+        return plain(self._admin("GetSnapshot", admin_pb2.GetSnapshotRequest(name=name)))
+
+    def create_snapshot(self, name: str, source_volume_id: str) -> dict[str, Any]:
+        """CreateSnapshot; the answer is the snapshot as the protocol tells it."""
+        request = csi_pb2.CreateSnapshotRequest(name=name, source_volume_id=source_volume_id)
+        return plain(self._csi("Controller", "CreateSnapshot", request).snapshot)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """DeleteSnapshot."""
+        self._csi("Controller", "DeleteSnapshot", csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot_id))
 
     def expand_volume(self, volume_id: str, *, required_bytes: int, limit_bytes: int) -> dict[str, Any]:
         """ControllerExpandVolume; the size that the volume has now, and whether `expand_on_node` is to follow."""

@@ -53,6 +53,23 @@ def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters
     )
 
 
+def check_snapshot(given: Mapping[str, str]) -> None:
+    """A snapshot class decides nothing: a key that is not a sidecar's is a mistake.
+
+    Raises: InvalidField naming the key.
+    """
+    for key in given:
+        if not key.startswith(_SIDECAR_PREFIX):
+            raise InvalidField(f"parameters.{key}", key, "none: a snapshot has the parameters of its volume")
+
+
+def left_open(given: Mapping[str, str], fs_type: str) -> frozenset[str]:
+    """What a request does not decide, so that a copy has it from its source."""
+    return frozenset(
+        name for name, is_open in (("fs_type", not fs_type), ("block_size", "blockSize" not in given)) if is_open
+    )
+
+
 def filesystem_of(values: VolumeParameters, access_type: AccessType, fs_type: str) -> str:
     """The filesystem of an image, ext4 unless another is asked; empty where the volume has none of its own.
 

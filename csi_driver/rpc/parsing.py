@@ -14,7 +14,10 @@ from csi_driver.model import (
     AccessMode,
     AccessType,
     CapacityRange,
+    ContentSource,
     Publication,
+    SnapshotSpec,
+    SourceKind,
     VolumeCapability,
     VolumeParameters,
     VolumeSpec,
@@ -39,12 +42,43 @@ def name(value: str) -> str:
     return value
 
 
-def volume_id(value: str) -> str:
+def volume_id(value: str, field: str = "volume_id") -> str:
     """An id as a caller gives it; it is only ever looked up."""
-    _require("volume_id", value)
+    _require(field, value)
     if not _VOLUME_ID.fullmatch(value):
-        raise InvalidField("volume_id", value, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        raise InvalidField(field, value, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
     return value
+
+
+def snapshot_id(value: str) -> str:
+    """The id of a snapshot, likewise."""
+    return volume_id(value, "snapshot_id")
+
+
+def content_source(request: csi_pb2.CreateVolumeRequest) -> ContentSource | None:
+    """What the volume's content is to be copied from."""
+    if not request.HasField("volume_content_source"):
+        return None
+    source = request.volume_content_source
+    if source.WhichOneof("type") == "snapshot":
+        field = "volume_content_source.snapshot.snapshot_id"
+        return ContentSource(SourceKind.SNAPSHOT, volume_id(source.snapshot.snapshot_id, field))
+    if source.WhichOneof("type") == "volume":
+        return ContentSource(
+            SourceKind.VOLUME, volume_id(source.volume.volume_id, "volume_content_source.volume.volume_id")
+        )
+    raise MissingField("volume_content_source.type")
+
+
+def snapshot_spec(request: csi_pb2.CreateSnapshotRequest) -> SnapshotSpec:
+    """What a CreateSnapshot asks for.
+
+    Raises: InvalidField, MissingField.
+    """
+    asked_name = name(request.name)
+    source = volume_id(request.source_volume_id, "source_volume_id")
+    class_parameters.check_snapshot(request.parameters)
+    return SnapshotSpec(asked_name, source)
 
 
 def path(field: str, value: str) -> str:
@@ -122,19 +156,21 @@ def spec(request: csi_pb2.CreateVolumeRequest) -> VolumeSpec:
     Raises: InvalidField, MissingField.
     """
     asked_name = name(request.name)
-    if request.HasField("volume_content_source"):
-        raise InvalidField("volume_content_source", "a source", "nothing: snapshots and clones are not offered")
+    source = content_source(request)
     if request.mutable_parameters:
         keys = ", ".join(sorted(request.mutable_parameters))
         raise InvalidField("mutable_parameters", keys, "nothing: MODIFY_VOLUME is not offered")
     asked = capabilities(request.volume_capabilities)
     access_type, fs_type = asked[0].access_type, asked[0].fs_type
     values = class_parameters.parse(request.parameters, access_type)
+    inherits = frozenset[str]() if source is None else class_parameters.left_open(request.parameters, fs_type)
     fs_type = class_parameters.filesystem_of(values, access_type, fs_type)
     class_parameters.check_mkfs_options(values, fs_type)
-    for index, one in enumerate(asked):
-        class_parameters.check_mount_flags(fs_type, one, f"volume_capabilities[{index}]")
-    return VolumeSpec(asked_name, capacity_range(request.capacity_range), access_type, fs_type, values)
+    if "fs_type" not in inherits:
+        for index, one in enumerate(asked):
+            class_parameters.check_mount_flags(fs_type, one, f"volume_capabilities[{index}]")
+    size = capacity_range(request.capacity_range)
+    return VolumeSpec(asked_name, size, access_type, fs_type, values, source, inherits)
 
 
 def publication(request: csi_pb2.NodePublishVolumeRequest) -> Publication:

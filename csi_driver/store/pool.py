@@ -1,7 +1,8 @@
 """The directory of a pool: its identity, its rooms, and the moves between them; knows no kernel beyond files.
 
 <pool>/hostvol-pool.json   identity; without it the directory is refused, so an unmounted disk is never written to
-       volumes/<id>/       live objects: record.json beside disk.img or data/
+       volumes/<id>/       live volumes: record.json beside disk.img or data/
+       snapshots/<id>/     snapshots, alike; without content while that is still being copied
        trash/<id>@<time>/  deleted objects on their way out
        templates/          formatted images that new ones are cloned from; can be rebuilt at any time
        tmp/                objects being built; emptied at start, but for redo logs, which are carried out
@@ -20,10 +21,10 @@ from csi_driver.faults import crash_point
 from csi_driver.store import durable, records
 
 IDENTITY = "hostvol-pool.json"
-VOLUMES, TRASH, TEMPLATES, TMP = "volumes", "trash", "templates", "tmp"
+VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP = "volumes", "snapshots", "trash", "templates", "tmp"
 # The end of a name in the trash that a start does not clear.
 KEPT = ".kept"
-_ROOMS = (VOLUMES, TRASH, TEMPLATES, TMP)
+_ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP)
 # What is to be written into the image of the volume whose id stands before it.
 REDO_SUFFIX = ".redo"
 _LIMIT_BYTES = 4096
@@ -62,7 +63,7 @@ def _write_identity(root: int, directory: str, driver_name: str) -> PoolIdentity
     # An earlier attempt that was cut short may have left the rooms or the temporary file of the identity.
     expected = {"lost+found", f"{IDENTITY}.new", *_ROOMS}
     strangers = [name for name in os.listdir(root) if name not in expected]
-    strangers += [f"{room}/{name}" for room in (VOLUMES, TRASH) for name in _content(root, room)]
+    strangers += [f"{room}/{name}" for room in (VOLUMES, SNAPSHOTS, TRASH) for name in _content(root, room)]
     if strangers:
         raise PoolRefused(directory, f"it is not empty ({strangers[0]!r}); a new pool needs an empty directory")
     os.fchmod(root, 0o700)
@@ -122,22 +123,28 @@ class PoolDirectory:
         self.directory = os.path.realpath(directory)
         try:
             self.identity = self._checked_identity(driver_name)
-            self.volumes_fd, self.trash_fd, self.templates_fd, self.tmp_fd = (self._open_room(room) for room in _ROOMS)
+            rooms = {room: self._open_room(room) for room in _ROOMS}
         except BaseException:
             os.close(self.root_fd)
             raise
+        self.volumes_fd, self.snapshots_fd, self.trash_fd, self.templates_fd, self.tmp_fd = rooms.values()
         self.device = os.fstat(self.root_fd).st_dev
         # Listed before the first request: what is built later is not among them.
         self.leftovers_at_open = self._leftovers()
 
     def close(self) -> None:
         """Close every descriptor; the object is unusable afterwards."""
-        for descriptor in (self.volumes_fd, self.trash_fd, self.templates_fd, self.tmp_fd, self.root_fd):
+        for descriptor in (self.volumes_fd, self.snapshots_fd, self.trash_fd, self.templates_fd, self.tmp_fd):
             os.close(descriptor)
+        os.close(self.root_fd)
 
     def path_of(self, volume_id: str) -> str:
-        """The absolute path of a live object's directory, for messages and for tools that take only paths."""
+        """The absolute path of a live volume's directory, for messages and for tools that take only paths."""
         return f"{self.directory}/{VOLUMES}/{volume_id}"
+
+    def snapshot_path(self, snapshot_id: str) -> str:
+        """The absolute path of a snapshot's directory, for messages."""
+        return f"{self.directory}/{SNAPSHOTS}/{snapshot_id}"
 
     def building_path(self, object_id: str) -> str:
         """The absolute path of an object that is being built."""
@@ -152,22 +159,42 @@ class PoolDirectory:
         return durable.open_directory(object_id, dir_fd=self.tmp_fd)
 
     def commit(self, object_id: str, object_fd: int) -> None:
-        """Give a finished object its place, whole and durable, in one rename."""
-        os.fsync(object_fd)
-        crash_point("commit.object_synced")
-        self._move(object_id, self.tmp_fd, object_id, self.volumes_fd)
+        """Give a finished volume its place, whole and durable, in one rename."""
+        self._commit(object_id, object_fd, self.volumes_fd)
+
+    def commit_snapshot(self, object_id: str, object_fd: int) -> None:
+        """Give a finished snapshot its place, whole and durable, in one rename."""
+        self._commit(object_id, object_fd, self.snapshots_fd)
+
+    def move_in(self, entry: str, source_fd: int, object_fd: int) -> None:
+        """Move the content that was built in one object's directory into that of another, durably."""
+        self._move(entry, source_fd, entry, object_fd)
 
     def discard(self, volume_id: str, *, keep: bool = False) -> str:
-        """Move a live object to the trash, durably; returns its name there. `keep`: only an operator removes it."""
-        name = f"{volume_id}@{int(time.time())}{KEPT if keep else ''}"
-        self._move(volume_id, self.volumes_fd, name, self.trash_fd)
-        return name
+        """Move a live volume to the trash, durably; returns its name there. `keep`: only an operator removes it."""
+        return self._discard(volume_id, self.volumes_fd, KEPT if keep else "")
+
+    def discard_snapshot(self, snapshot_id: str) -> str:
+        """Move a snapshot to the trash, durably; returns its name there."""
+        return self._discard(snapshot_id, self.snapshots_fd)
 
     def volume_names(self) -> Iterator[str]:
         """The names of all directories under `volumes/`, in no order."""
-        with os.scandir(self.volumes_fd) as entries:
-            for entry in entries:
-                yield entry.name
+        return _names(self.volumes_fd)
+
+    def snapshot_names(self) -> Iterator[str]:
+        """The names of all directories under `snapshots/`, in no order."""
+        return _names(self.snapshots_fd)
+
+    def _commit(self, object_id: str, object_fd: int, room_fd: int) -> None:
+        os.fsync(object_fd)
+        crash_point("commit.object_synced")
+        self._move(object_id, self.tmp_fd, object_id, room_fd)
+
+    def _discard(self, object_id: str, room_fd: int, mark: str = "") -> str:
+        name = f"{object_id}@{int(time.time())}{mark}"
+        self._move(object_id, room_fd, name, self.trash_fd)
+        return name
 
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
@@ -218,3 +245,9 @@ class PoolDirectory:
         if durable.ensure_directory(self.root_fd, room):
             os.fsync(self.root_fd)
         return durable.open_directory(room, dir_fd=self.root_fd)
+
+
+def _names(room_fd: int) -> Iterator[str]:
+    with os.scandir(room_fd) as entries:
+        for entry in entries:
+            yield entry.name

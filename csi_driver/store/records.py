@@ -12,9 +12,13 @@ from typing import Any
 from csi_driver.errors import RecordDamaged
 from csi_driver.model import (
     AccessType,
+    ContentSource,
     PoolName,
     Provisioning,
     QuotaPolicy,
+    Snapshot,
+    SnapshotId,
+    SourceKind,
     Volume,
     VolumeId,
     VolumeParameters,
@@ -61,6 +65,27 @@ def write_volume(dir_fd: int, volume: Volume) -> None:
     durable.write_new(dir_fd, RECORD, seal("volume", _volume_body(volume)))
 
 
+def write_snapshot(dir_fd: int, snapshot: Snapshot) -> None:
+    """Write the first record of a snapshot that is being built; fsynced, its directory entry is not."""
+    durable.write_new(dir_fd, RECORD, seal("snapshot", _snapshot_body(snapshot)))
+
+
+def replace_snapshot(dir_fd: int, snapshot: Snapshot) -> None:
+    """Put a record in the place of the one that a snapshot's directory holds, durably."""
+    durable.replace(dir_fd, RECORD, seal("snapshot", _snapshot_body(snapshot)))
+
+
+def read_snapshot(dir_fd: int, directory: str, where: str) -> Snapshot:
+    """The snapshot whose record lies in `directory` below `dir_fd`.
+
+    Raises: RecordDamaged for whatever is wrong with it, a missing record included.
+    """
+    snapshot = _snapshot_from(_read(dir_fd, directory, "snapshot", where), where)
+    if snapshot.snapshot_id != directory:
+        raise RecordDamaged(where, f"it belongs to {snapshot.snapshot_id}")
+    return snapshot
+
+
 def replace_volume(dir_fd: int, volume: Volume) -> None:
     """Put a record in the place of the one of a live volume, durably: after a crash there is one of both.
 
@@ -78,20 +103,14 @@ def read_volume(dir_fd: int, directory: str, where: str) -> Volume:
 
     Raises: RecordDamaged for whatever is wrong with it, a missing record included.
     """
-    try:
-        content = _content(dir_fd, directory)
-    except FileNotFoundError as cause:
-        raise RecordDamaged(where, "it is missing") from cause
-    except (ValueError, OSError) as cause:
-        raise RecordDamaged(where, f"it cannot be read: {cause}") from cause
-    volume = _volume_from(unseal(content, "volume", where), where)
+    volume = _volume_from(_read(dir_fd, directory, "volume", where), where)
     if volume.volume_id != directory:
         raise RecordDamaged(where, f"it belongs to {volume.volume_id}")
     return volume
 
 
 def claimed_name(dir_fd: int, directory: str) -> str:
-    """The volume name that a damaged record seems to say; empty when nothing can be made out."""
+    """The name that a damaged record seems to say; empty when nothing can be made out."""
     try:
         content = _content(dir_fd, directory)
     except (OSError, ValueError):
@@ -101,6 +120,16 @@ def claimed_name(dir_fd: int, directory: str) -> str:
         return str(json.loads(match[1])) if match is not None else ""
     except ValueError:
         return ""
+
+
+def _read(dir_fd: int, directory: str, kind: str, where: str) -> dict[str, Any]:
+    try:
+        content = _content(dir_fd, directory)
+    except FileNotFoundError as cause:
+        raise RecordDamaged(where, "it is missing") from cause
+    except (ValueError, OSError) as cause:
+        raise RecordDamaged(where, f"it cannot be read: {cause}") from cause
+    return unseal(content, kind, where)
 
 
 def _content(dir_fd: int, directory: str) -> bytes:
@@ -117,7 +146,8 @@ def _canonical(value: Any) -> bytes:
 
 
 def _volume_body(volume: Volume) -> dict[str, Any]:
-    parameters = volume.parameters
+    source = {"source": {"kind": volume.source.kind, "id": volume.source.object_id}} if volume.source else {}
+    lineage = {"lineage": volume.lineage} if volume.lineage else {}
     growth = {"growing_to_bytes": volume.growing_to_bytes} if volume.growing_to_bytes else {}
     return {
         **growth,
@@ -129,6 +159,29 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
         "fs_uuid": volume.fs_uuid,
         "project_id": volume.project_id,
         "created_at": volume.created_at,
+        **_parameters_body(volume.parameters),
+        **source,
+        **lineage,
+    }
+
+
+def _snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "snapshot_id": snapshot.snapshot_id,
+        "name": snapshot.name,
+        "source_volume_id": snapshot.source_volume_id,
+        "size_bytes": snapshot.size_bytes,
+        "access_type": snapshot.access_type,
+        "fs_type": snapshot.fs_type,
+        "created_at": snapshot.created_at,
+        "is_ready": snapshot.is_ready,
+        "lineage": snapshot.lineage,
+        **_parameters_body(snapshot.parameters),
+    }
+
+
+def _parameters_body(parameters: VolumeParameters) -> dict[str, Any]:
+    return {
         "type": parameters.volume_type,
         "pool": parameters.pool,
         "provisioning": parameters.provisioning,
@@ -139,27 +192,54 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
 
 
 def _volume_from(body: dict[str, Any], where: str) -> Volume:
-    # Interned: ten thousand records repeat a handful of pool names, options and types.
     try:
-        parameters = VolumeParameters(
-            volume_type=VolumeType(body["type"]),
-            pool=PoolName(sys.intern(body["pool"])),
-            provisioning=Provisioning(body["provisioning"]),
-            mkfs_options=sys.intern(body["mkfs_options"]),
-            quota=QuotaPolicy(body["quota"]),
-            block_size=int(body["block_size"]),
-        )
         return Volume(
             volume_id=VolumeId(body["volume_id"]),
             name=body["name"],
             capacity_bytes=int(body["capacity_bytes"]),
             access_type=AccessType(body["access_type"]),
             fs_type=sys.intern(body["fs_type"]),
-            parameters=parameters,
+            parameters=_parameters_from(body),
             created_at=float(body["created_at"]),
             fs_uuid=body["fs_uuid"],
             project_id=int(body["project_id"]),
+            source=_source_from(body.get("source")),
+            lineage=str(body.get("lineage", "")),
             growing_to_bytes=int(body.get("growing_to_bytes", 0)),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
+
+
+def _snapshot_from(body: dict[str, Any], where: str) -> Snapshot:
+    try:
+        return Snapshot(
+            snapshot_id=SnapshotId(body["snapshot_id"]),
+            name=body["name"],
+            source_volume_id=VolumeId(body["source_volume_id"]),
+            size_bytes=int(body["size_bytes"]),
+            access_type=AccessType(body["access_type"]),
+            fs_type=sys.intern(body["fs_type"]),
+            parameters=_parameters_from(body),
+            created_at=float(body["created_at"]),
+            is_ready=bool(body["is_ready"]),
+            lineage=str(body["lineage"]),
+        )
+    except (KeyError, ValueError, TypeError) as cause:
+        raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
+
+
+def _parameters_from(body: dict[str, Any]) -> VolumeParameters:
+    # Interned: ten thousand records repeat a handful of pool names, options and types.
+    return VolumeParameters(
+        volume_type=VolumeType(body["type"]),
+        pool=PoolName(sys.intern(body["pool"])),
+        provisioning=Provisioning(body["provisioning"]),
+        mkfs_options=sys.intern(body["mkfs_options"]),
+        quota=QuotaPolicy(body["quota"]),
+        block_size=int(body["block_size"]),
+    )
+
+
+def _source_from(body: dict[str, Any] | None) -> ContentSource | None:
+    return None if body is None else ContentSource(SourceKind(body["kind"]), str(body["id"]))

@@ -13,7 +13,7 @@ from google.protobuf import message_factory
 
 from csi_driver.cluster import routing
 from csi_driver.errors import InvalidField, MissingField, ObjectsApart
-from csi_driver.model import node_key, topology_key
+from csi_driver.model import key_of, node_key, topology_key
 from csi_driver.pb import csi_pb2
 from tests.cluster.api import DRIVER
 from tests.cluster.peer import volume_id
@@ -53,7 +53,7 @@ def test_every_method_names_an_object_or_is_known_not_to() -> None:
 
 @pytest.mark.parametrize("kind", ["vol", "snap", "grp"])
 def test_an_id_carries_the_key_of_its_node(kind: str) -> None:
-    assert routing.key_of(f"{kind}-{node_key('n')}-0123abcd") == node_key("n")
+    assert key_of(f"{kind}-{node_key('n')}-0123abcd") == node_key("n")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_id_carries_the_key_of_its_node(kind: str) -> None:
     ],
 )
 def test_nothing_else_has_a_key(object_id: str) -> None:
-    assert routing.key_of(object_id) == ""
+    assert key_of(object_id) == ""
 
 
 def test_an_id_that_is_too_long_is_refused_by_its_field() -> None:

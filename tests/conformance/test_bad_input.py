@@ -116,8 +116,6 @@ def first(request: Any) -> Any:
     return request.volume_capabilities[0]
 
 
-SOURCE = csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id="vol-1"))
-SNAPSHOT = csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id="snap-1"))
 BLOCK = [capability(block=True)]
 CREATE, STAGE, PUBLISH = "CreateVolume", "NodeStageVolume", "NodePublishVolume"
 BIG = "x" * 129
@@ -406,14 +404,6 @@ REFUSED: dict[str, Case] = {
         ("volume_mount_group", "not offered"),
     ),
     # What is not offered
-    "a volume as source": (CREATE, create(volume_content_source=SOURCE), INVALID, ("volume_content_source",)),
-    "a snapshot as source": (CREATE, create(volume_content_source=SNAPSHOT), INVALID, ("volume_content_source",)),
-    "a source of no kind": (
-        CREATE,
-        create(volume_content_source=csi_pb2.VolumeContentSource()),
-        INVALID,
-        ("volume_content_source",),
-    ),
     "mutable parameters": (
         CREATE,
         create(mutable_parameters={"iops": "100"}),

@@ -2,6 +2,7 @@
 
 - Every command explains itself, with an example, and ends with 0.
 - A volume of every kind is created, listed, shown, mounted, unmounted and deleted; tables and JSON say the same.
+- So is a snapshot, and a volume that is made of it, or of its volume, is like its source.
 - Whatever goes wrong ends in one sentence on stderr that names the remedy, with exit code 1, or 2 where the command was
   misspelled: without a driver, with a bad size, name, pool, path or flag; never in a traceback.
 - Nothing is deleted without being asked.
@@ -275,6 +276,54 @@ def test_pools_are_made_once_and_listed(driver: Driver, tmp_path: Path) -> None:
     assert re.search(r"^NAME +STATE ", table)
 
 
+SOURCES: dict[str, tuple[str, ...]] = {
+    "image": (),
+    "thick": ("--thick",),
+    "xfs": ("--fs", "xfs", "--size", "300MiB"),
+    "block": ("--block",),
+    "directory": ("--type", "directory", "--no-quota"),
+}
+
+
+@pytest.mark.parametrize("options", SOURCES.values(), ids=SOURCES)
+def test_a_snapshot_goes_round_and_volumes_are_made_of_it_and_of_its_volume(
+    driver: Driver, options: tuple[str, ...]
+) -> None:
+    def told(*arguments: str) -> dict[str, str]:
+        found: dict[str, str] = json.loads(succeeded(driver, *arguments, "-o", "json"))
+        return found
+
+    size = () if "--size" in options else ("--size", "16MiB")
+    source = told("volume", "create", "data", *size, *options)
+    made = told("snapshot", "create", "data", "before-upgrade")
+    assert told("snapshot", "create", source["volume_id"], "before-upgrade") == made
+    assert (made["state"], made["source_volume_id"], made["size_bytes"]) == (
+        "ready",
+        source["volume_id"],
+        source["capacity_bytes"],
+    )
+    assert told("snapshot", "show", "before-upgrade") == told("snapshot", "show", made["snapshot_id"]) == made
+    assert json.loads(succeeded(driver, "snapshot", "list", "-o", "json")) == [made]
+    table = succeeded(driver, "snapshot", "list")
+    assert re.search(rf"^{made['snapshot_id']} +before-upgrade +{source['volume_id']} .* ready ", table, re.MULTILINE)
+    restored = told("volume", "create", "restored", "--from-snapshot", "before-upgrade")
+    clone = told("volume", "clone", "data", "copy", "--size", "400MiB")
+    inherited = ("pool", "type", "access", "filesystem", "provisioning", "quota")
+    for copy in (restored, clone):
+        assert {key: copy[key] for key in inherited} == {key: source[key] for key in inherited}
+    assert restored["capacity_bytes"] == source["capacity_bytes"]
+    assert (restored["source"], clone["source"]) == (
+        f"snapshot {made['snapshot_id']}",
+        f"volume {source['volume_id']}",
+    )
+    done = hostvol("snapshot", "delete", "before-upgrade", answer="n\n", CSI_ENDPOINT=driver.endpoint)
+    assert done.returncode not in (0, 2)
+    assert made["snapshot_id"] in succeeded(driver, "snapshot", "delete", "before-upgrade", "--yes")
+    assert json.loads(succeeded(driver, "snapshot", "list", "-o", "json")) == []
+    for name in ("data", "restored", "copy"):
+        succeeded(driver, "volume", "delete", name, "--yes")
+
+
 def test_nothing_is_deleted_without_being_asked(driver: Driver) -> None:
     succeeded(driver, "volume", "create", "kept", "--size", "8MiB")
     for answer in ("n\n", "\n", ""):
@@ -298,6 +347,12 @@ WITHOUT_A_DRIVER = (
     ("volume", "delete", "x", "--yes"),
     ("volume", "mount", "x", "/nowhere/target"),
     ("volume", "umount", "x", "/nowhere/target"),
+    ("volume", "clone", "x", "y"),
+    ("volume", "create", "x", "--from-snapshot", "y"),
+    ("snapshot", "list"),
+    ("snapshot", "show", "x"),
+    ("snapshot", "create", "x", "y"),
+    ("snapshot", "delete", "x", "--yes"),
 )
 
 
@@ -326,6 +381,11 @@ REFUSED: dict[str, tuple[tuple[str | bytes, ...], tuple[str, ...]]] = {
     "a name with a control character": (("volume", "create", "a\x07b"), ("name", "control characters")),
     "a name of no encoding": (("volume", "create", b"\xff\xfe"), ("UTF-8",)),
     "to show a name of no encoding": (("volume", "show", b"\xff\xfe"), ("UTF-8",)),
+    "a snapshot of a volume that is not there": (("snapshot", "create", "nothing", "x"), ("'nothing'", "volume list")),
+    "a snapshot that is not there": (("snapshot", "show", "nothing"), ("'nothing'", "snapshot list")),
+    "the deletion of no snapshot": (("snapshot", "delete", "nothing", "--yes"), ("'nothing'", "snapshot list")),
+    "a copy of no snapshot": (("volume", "create", "x", "--from-snapshot", "nothing"), ("'nothing'", "snapshot list")),
+    "a clone of nothing": (("volume", "clone", "nothing", "x"), ("'nothing'", "volume list")),
     "an unknown pool": (("volume", "create", "x", "--pool", "third"), ("'third'", "default, second")),
     "an unknown filesystem": (("volume", "create", "x", "--fs", "ntfs"), ("'ntfs'", "ext4, xfs, btrfs")),
     "a filesystem too small": (

@@ -1,4 +1,4 @@
-"""Controller of CSI 1.13 for a driver without snapshots, row by row of its tables; expansion has a module of its own.
+"""Controller of CSI 1.13 for volumes that come from no source; expansion has a module of its own.
 
 - CreateVolume: what is given satisfies what is asked; the same name and a compatible request give the same volume,
   however it is spelled; a difference in any field is ALREADY_EXISTS and names the field; nothing that is refused

@@ -2,6 +2,7 @@
 
 - A file that only we hold is not open elsewhere, however often it is asked.
 - A reader, a writer, another process and a loop device are each seen, and no longer seen once they are gone.
+- Of writers alone can be asked too: any number of readers is none.
 - Nobody is disturbed: no signal arrives, and a file opened while it is asked stays open.
 """
 
@@ -47,6 +48,21 @@ def test_a_loop_device_is_seen(tmp_path: Path, image: int) -> None:
         device = loop.attach(other, block_size=4096, autoclear=True, direct_io="preferred")
     with device:
         assert lease.is_open_elsewhere(image)
+
+
+def test_only_writers_are_seen_when_only_they_count(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    with opened(path, os.O_RDONLY) as reader, opened(path, os.O_RDONLY):
+        assert not lease.is_written_elsewhere(reader)
+        for flags in (os.O_RDWR, os.O_WRONLY):
+            with opened(path, flags):
+                assert lease.is_written_elsewhere(reader)
+            assert not lease.is_written_elsewhere(reader)
+        with opened(path, os.O_RDWR) as writer:
+            device = loop.attach(writer, block_size=4096, autoclear=True, direct_io="preferred")
+        with device:
+            assert lease.is_written_elsewhere(reader)
 
 
 def test_whoever_opens_the_file_meanwhile_is_served(tmp_path: Path, image: int) -> None:

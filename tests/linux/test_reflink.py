@@ -205,3 +205,29 @@ def test_copied_data_shares_nothing_and_keeps_the_targets_own_blocks(tmp_path: P
         os.close(target_fd)
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks * 512 >= 8 << 20
+
+
+def test_an_unnamed_copy_shares_blocks_and_leaves_no_name(place: Path) -> None:
+    (place / "file").write_bytes(os.urandom(MIB))
+    can_share = can_reflink(place)
+    before = sorted(os.listdir(place))
+    with opened(place / "file", os.O_RDWR) as source, opened(place) as directory:
+        if not can_share:
+            with pytest.raises(OSError):
+                reflink.clone_unnamed(source, directory)
+            return
+        copy = reflink.clone_unnamed(source, directory)
+        try:
+            os.pwrite(source, b"after", 0)
+            assert os.pread(copy, 5, 0) != b"after"
+            assert os.fstat(copy).st_nlink == 0
+            assert sorted(os.listdir(place)) == before
+        finally:
+            os.close(copy)
+
+
+def test_two_directories_of_one_filesystem_can_share_and_two_filesystems_cannot(place: Path, tmp_path: Path) -> None:
+    (place / "other").mkdir()
+    with opened(place) as one, opened(place / "other") as other, opened(tmp_path) as elsewhere:
+        assert reflink.probe(one, other) == reflink.probe(one)
+        assert not reflink.probe(one, elsewhere)

@@ -60,24 +60,6 @@ SKIPPED: dict[str, set[str]] = {
     "ControllerUnpublishVolume not supported": {
         "Controller Service ControllerUnpublishVolume should fail when no volume id is provided",
     },
-    "CreateSnapshot not supported": {
-        "CreateSnapshot should fail when no name is provided",
-        "CreateSnapshot should fail when no source volume id is provided",
-        "CreateSnapshot should fail when requesting to create a snapshot with already existing name and different source volume ID",  # noqa: E501
-        "CreateSnapshot should succeed when creating a snapshot with accessibility requirements",
-        "CreateSnapshot should succeed when creating snapshot with maximum-length name",
-        "CreateSnapshot should succeed when requesting to create a snapshot with already existing name and same source volume ID",  # noqa: E501
-    },
-    "DeleteSnapshot not supported": {
-        "DeleteSnapshot should fail when no snapshot id is provided",
-        "DeleteSnapshot should return appropriate values (no optional values added)",
-        "DeleteSnapshot should succeed when an invalid snapshot id is used",
-    },
-    "GetSnapshot not supported": {
-        "GetSnapshot should return an error",
-        "GetSnapshot should return an error when the specified snapshot id does not exist",
-        "GetSnapshot should return snapshot that match the specified snapshot id",
-    },
     "GroupControllerService not supported": {
         "GroupController Service GroupControllerGetCapabilities should return appropriate capabilities",
         "GroupController Service CreateVolumeGroupSnapshot should fail when no name is provided",
@@ -85,15 +67,6 @@ SKIPPED: dict[str, set[str]] = {
         "GroupController Service DeleteVolumeGroupSnapshot should succeed when an invalid volume id is used",
         "GroupController Service GetVolumeGroupSnapshot should fail when an invalid volume id is used",
         "GroupController Service GetVolumeGroupSnapshot should fail when no volume id is provided",
-    },
-    "ListSnapshots not supported": {
-        "ListSnapshots check the presence of new snapshots in the snapshot list",
-        "ListSnapshots should return appropriate values (no optional values added)",
-        "ListSnapshots should return empty when the specified snapshot id does not exist",
-        "ListSnapshots should return empty when the specified source volume id does not exist",
-        "ListSnapshots should return next token when a limited number of entries are requested",
-        "ListSnapshots should return snapshots that match the specified snapshot id",
-        "ListSnapshots should return snapshots that match the specified source volume id",
     },
     "Modify volume not supported": {
         "Controller Service CreateVolume should create volume with a volume attribute class",
@@ -107,14 +80,6 @@ SKIPPED: dict[str, set[str]] = {
     "NodeGetVolumeHealth not supported": {
         "Node Service NodeGetVolumeHealth should fail when no volume id is provided",
         "Node Service NodeGetVolumeHealth should return health for a valid volume",
-    },
-    "Snapshot not supported": {
-        "Controller Service CreateVolume should create volume from an existing source snapshot",
-        "Controller Service CreateVolume should fail when the volume source snapshot is not found",
-    },
-    "Volume Cloning not supported": {
-        "Controller Service CreateVolume should create volume from an existing source volume",
-        "Controller Service CreateVolume should fail when the volume source volume is not found",
     },
 }
 # csi-sanity itself has switched this one off.
@@ -223,7 +188,7 @@ def test_every_spec_that_applies_passes_and_nothing_is_left(
     assert report.failed == {}
     assert report.pending == PENDING
     assert report.skipped == SKIPPED
-    assert len(report.passed) > 47
+    assert len(report.passed) > 65
     print(f"csi-sanity: {len(report.passed)} passed, {sum(map(len, report.skipped.values()))} skipped")
     assert (driver.mounts(), driver.loops(), driver.files()) == ([], [], [])
     assert mounts_below(tmp_path / "target") + mounts_below(tmp_path / "staging") == []

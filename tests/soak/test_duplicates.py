@@ -3,6 +3,7 @@
 - 64 callers of one request are answered OK or ABORTED, the request takes effect exactly once, and a retry is OK.
 - Opposite requests that race are answered only with codes of the specification's tables; afterwards the answer to a
   list, the mounts and the loop devices agree, and the volume can be taken down.
+- The same holds for snapshots and copies, also while their volume is staged, written and deleted.
 - A creation that hangs keeps no other volume waiting.
 - A creation that outlives its caller's deadline goes on; another spec of that name is refused meanwhile, and the
   identical next call joins it.
@@ -14,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, Workload, capability, create_request
+from csi_driver.pb import csi_pb2
+from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload, capability, create_request
 from tests.soak.observing import assert_nothing_remains, children, held_create, together
 
 CALLERS = 64
@@ -170,6 +173,103 @@ def test_a_volume_that_is_deleted_while_it_is_staged_and_published_is_gone_or_wh
             until_not_aborted(step)
         assert_nothing_remains(driver)
     assert_nothing_remains(driver)
+
+
+SHARED = {"pool": "pool1"}
+
+
+@pytest.fixture(params=["ext4", "directory", "ext4 shared", "directory shared"])
+def source(
+    request: pytest.FixtureRequest,
+    make_pool: Callable[..., PoolPlace],
+    make_driver: Callable[..., Driver],
+    tmp_path: Path,
+) -> Workload:
+    """A volume in a pool that shares blocks, or in one that does not."""
+    kind, _, sharing = request.param.partition(" ")
+    driver = make_driver(tmp_path / "pool", make_pool("xfs", 1 << 30))
+    options = dict(KINDS[kind])
+    if sharing:
+        options["parameters"] = {**options.get("parameters", {}), **SHARED}
+    made = Workload(driver, request.param, **options)
+    made.create()
+    return made
+
+
+def snapshot_ids(driver: Driver) -> list[str]:
+    return [entry.snapshot.snapshot_id for entry in driver.call("ListSnapshots").entries]
+
+
+def copy_request(source: Workload, snapshot_id: str) -> csi_pb2.CreateVolumeRequest:
+    content = csi_pb2.VolumeContentSource()
+    content.snapshot.snapshot_id = snapshot_id
+    return create_request(
+        "copy",
+        source.size_bytes,
+        parameters=source.parameters,
+        volume_capabilities=[source.capability],
+        volume_content_source=content,
+    )
+
+
+def test_sixty_four_callers_of_one_snapshot_and_of_one_copy_have_one_effect(source: Workload) -> None:
+    driver = source.driver
+
+    def all_at_once(step: Callable[[], object]) -> None:
+        codes = together(CALLERS, lambda _: code_of(step))
+        assert set(codes) <= {Code.OK, Code.ABORTED}
+        assert Code.OK in codes
+        until_not_aborted(step)
+
+    all_at_once(lambda: driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id))
+    [snapshot_id] = snapshot_ids(driver)
+    all_at_once(lambda: driver.call("CreateVolume", copy_request(source, snapshot_id)))
+    [copy_id] = [volume_id for volume_id in listed(driver) if volume_id != source.volume_id]
+    all_at_once(lambda: driver.call("DeleteSnapshot", snapshot_id=snapshot_id))
+    assert snapshot_ids(driver) == []
+    for volume_id in (copy_id, source.volume_id):
+        driver.call("DeleteVolume", volume_id=volume_id)
+    assert_nothing_remains(driver)
+
+
+def test_a_snapshot_that_races_with_its_deletion_and_with_its_volumes_life_is_whole_or_not_there(
+    source: Workload,
+) -> None:
+    driver = source.driver
+    steps = steps_of(source)
+
+    def cut() -> object:
+        return driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id)
+
+    def delete_cut() -> None:
+        for snapshot_id in snapshot_ids(driver):
+            driver.call("DeleteSnapshot", snapshot_id=snapshot_id)
+
+    for _ in range(ROUNDS // 2):
+        made, gone, staged, unstaged = race(cut, delete_cut, steps["stage"], steps["unstage"])
+        assert made <= {Code.OK, Code.ABORTED, Code.FAILED_PRECONDITION, Code.NOT_FOUND}, made
+        assert gone <= {Code.OK, Code.ABORTED}, gone
+        assert staged <= TABLES["stage"], staged
+        assert unstaged <= TABLES["unstage"], unstaged
+        assert len(snapshot_ids(driver)) <= 1
+        for snapshot_id in snapshot_ids(driver):
+            until_not_aborted(lambda snapshot_id=snapshot_id: driver.call("GetSnapshot", snapshot_id=snapshot_id))
+    until_not_aborted(steps["unstage"])
+    until_not_aborted(cut)
+    [snapshot_id] = snapshot_ids(driver)
+    until_not_aborted(lambda: driver.call("CreateVolume", copy_request(source, snapshot_id)))
+    [copy_id] = [volume_id for volume_id in listed(driver) if volume_id != source.volume_id]
+    copied, deleted, cut_deleted = race(
+        lambda: driver.call("CreateVolume", copy_request(source, snapshot_id)),
+        lambda: driver.call("DeleteVolume", volume_id=copy_id),
+        delete_cut,
+    )
+    assert copied <= {Code.OK, Code.ABORTED, Code.NOT_FOUND}, copied
+    assert deleted <= TABLES["delete"]
+    assert cut_deleted <= {Code.OK, Code.ABORTED}
+    until_not_aborted(delete_cut)
+    for volume_id in listed(driver):
+        until_not_aborted(lambda volume_id=volume_id: driver.call("DeleteVolume", volume_id=volume_id))
 
 
 @pytest.mark.parametrize("other", ["publish", "stage", "delete"])

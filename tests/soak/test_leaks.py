@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload
+from csi_driver.pb import csi_pb2
+from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload, create_request
 from tests.soak.observing import (
     assert_nothing_remains,
     descriptors,
@@ -43,8 +44,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "block": {"size_bytes": 4 * MIB, "block": True},
     "directory": {"parameters": DIRECTORY},
 }
-STEPS = ("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete")
-CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2)
+STEPS = (
+    *("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete"),
+    *("snapshot", "restore", "clone", "delete snapshot", "delete copy"),
+)
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -58,6 +62,13 @@ ALLOWED = {
     # An ext4 that is mounted, where root lacks CAP_SYS_RESOURCE.
     "expand on node": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "list": {Code.OK},
+    "snapshot": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    # A source that has grown is more than what is asked for.
+    "restore": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.RESOURCE_EXHAUSTED, Code.OUT_OF_RANGE},
+    "clone": ALWAYS
+    | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED, Code.OUT_OF_RANGE},
+    "delete snapshot": ALWAYS,
+    "delete copy": ALWAYS,
 }
 
 
@@ -129,6 +140,8 @@ class Storm:
                 staging_target_path=workload.staging,
                 timeout=timeout,
             )
+        elif step in COPYING:
+            COPYING[step](workload, f"{workload.name}-{number}", timeout)
         elif step == "expand":
             request = workload.expand_request((2 + number) * 4 * MIB)
             driver.call("ControllerExpandVolume", request, timeout=timeout)
@@ -145,7 +158,10 @@ class Storm:
             driver.call("ListVolumes", max_entries=3)
 
     def drain(self) -> None:
-        """Take down whatever there is, as the mount table and the list tell it."""
+        """Take down whatever there is, as the mount table and the lists tell it."""
+        for entry in self.driver.call("ListSnapshots").entries:
+            snapshot_id = entry.snapshot.snapshot_id
+            self.insist(lambda snapshot_id=snapshot_id: self.driver.call("DeleteSnapshot", snapshot_id=snapshot_id))
         for workload in self.workloads:
             for number in range(2):
                 if workload.target(number) in [target for target, _ in mount_table(self.driver.home)]:
@@ -170,6 +186,60 @@ class Storm:
                 time.sleep(0.5)
             else:
                 return
+
+
+def snapshot(workload: Workload, name: str, timeout: float) -> None:
+    asked = {"name": name, "source_volume_id": workload.volume_id}
+    workload.driver.call("CreateSnapshot", timeout=timeout, **asked)
+
+
+def snapshot_ids(workload: Workload) -> list[str]:
+    found = workload.driver.call("ListSnapshots", source_volume_id=workload.volume_id).entries
+    return [entry.snapshot.snapshot_id for entry in found]
+
+
+def copy(workload: Workload, name: str, timeout: float, content: csi_pb2.VolumeContentSource) -> None:
+    request = create_request(
+        f"copy-{name}",
+        workload.size_bytes,
+        parameters=workload.parameters,
+        volume_capabilities=[workload.capability],
+        volume_content_source=content,
+    )
+    workload.driver.call("CreateVolume", request, timeout=timeout)
+
+
+def restore(workload: Workload, name: str, timeout: float) -> None:
+    content = csi_pb2.VolumeContentSource()
+    content.snapshot.snapshot_id = next(iter(snapshot_ids(workload)), "snap-nobody")
+    copy(workload, name, timeout, content)
+
+
+def clone(workload: Workload, name: str, timeout: float) -> None:
+    content = csi_pb2.VolumeContentSource()
+    content.volume.volume_id = workload.volume_id
+    copy(workload, name, timeout, content)
+
+
+def delete_snapshot(workload: Workload, name: str, timeout: float) -> None:
+    snapshot_id = next(iter(snapshot_ids(workload)), "snap-nobody")
+    workload.driver.call("DeleteSnapshot", snapshot_id=snapshot_id, timeout=timeout)
+
+
+def delete_copy(workload: Workload, name: str, timeout: float) -> None:
+    for entry in workload.driver.call("ListVolumes").entries:
+        if entry.volume.HasField("content_source"):
+            workload.driver.call("DeleteVolume", volume_id=entry.volume.volume_id, timeout=timeout)
+            return
+
+
+COPYING: dict[str, Callable[[Workload, str, float], None]] = {
+    "snapshot": snapshot,
+    "restore": restore,
+    "clone": clone,
+    "delete snapshot": delete_snapshot,
+    "delete copy": delete_copy,
+}
 
 
 def occupy_every_thread(driver: Driver) -> None:

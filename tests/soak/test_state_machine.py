@@ -6,7 +6,8 @@
   whether the driver was restarted, killed, killed in the middle of a call, or its reply was lost.
 - A volume never becomes smaller, and is as large as it was told to be: its answers, its image, its device.
 - A walk in pages meets every volume that exists all the while exactly once, whatever happens between its pages.
-- What was written to a volume is read from it until it is deleted.
+- What was written to a volume is read from it until it is deleted, and from every volume that is made of it or of a
+  snapshot that was taken then.
 
 HOSTVOL_EXAMPLES says how many examples are run, HOSTVOL_STEPS how long each is, HOSTVOL_SEED lets them differ.
 """
@@ -26,7 +27,6 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as with_seed
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -38,6 +38,7 @@ from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, capability, create_request
 from tests.soak.observing import assert_nothing_remains, mount_table
+from tests.soak.snapshot_rules import SnapshotRules
 
 EXAMPLES = int(os.environ.get("HOSTVOL_EXAMPLES", "40"))
 STEPS = int(os.environ.get("HOSTVOL_STEPS", "40"))
@@ -101,6 +102,7 @@ class VolumeModel:
     staged_as: tuple[str, tuple[str, ...]] = ("", ())
     publications: dict[str, Publication] = field(default_factory=dict)
     written: str = ""
+    source: str = ""
     shown_bytes: int = 0
 
     @property
@@ -117,11 +119,12 @@ flags = st.sampled_from(((), (), ("noatime",)))
 losses = st.sampled_from(("", "", "", "", "", "deadline", "cancel", "kill"))
 
 
-class Machine(RuleBasedStateMachine):
+class Machine(SnapshotRules):
     """One node with a few names, paths and targets, small enough that rules often meet the same volume."""
 
     driver: ClassVar[Driver]
     counts: ClassVar[Counter[str]] = Counter()
+    make_volume = VolumeModel
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +213,7 @@ class Machine(RuleBasedStateMachine):
             volume_capabilities=[asked.capability(mode)],
         )
         held = self.modelled(name)
-        if held is not None and (held.kind, held.size_bytes) != (asked, size_bytes):
+        if held is not None and (held.kind, held.size_bytes, held.source) != (asked, size_bytes, ""):
             self.expect({Code.ALREADY_EXISTS}, "CreateVolume", request, loss=loss)
             return
         given = self.expect({Code.OK}, "CreateVolume", request, loss=loss).volume
@@ -523,6 +526,7 @@ class Machine(RuleBasedStateMachine):
         assert len(self.driver.loops()) == len(attached)
 
     def teardown(self) -> None:
+        self.drop_snapshots()
         for name in NAMES:
             volume = self.modelled(name)
             if volume is not None:

@@ -1,0 +1,139 @@
+"""`hostvol snapshot …`: snapshots by hand, over the same RPCs that an orchestrator uses."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from typing import Any
+
+import click
+
+from csi_driver.cli import options
+from csi_driver.cli.client import Connect, DriverClient, find_snapshot, find_volume
+from csi_driver.cli.output import human_bytes, show_fields, show_rows
+from csi_driver.errors import CallFailed
+
+_COLUMNS = {
+    "SNAPSHOT": "snapshot_id",
+    "NAME": "name",
+    "VOLUME": "source_volume_id",
+    "POOL": "pool",
+    "TYPE": "type",
+    "FILESYSTEM": "filesystem",
+    "SIZE": "size_bytes",
+    "CREATED": "created",
+    "STATE": "state",
+    "COPIED": "copied",
+}
+_LOOK_SECONDS = 0.2
+
+
+@click.group()
+def snapshot() -> None:
+    """Snapshots: create, look at, delete. `hostvol volume create --from-snapshot` makes a volume of one."""
+
+
+@snapshot.command("list")
+@options.endpoint
+@options.output
+@click.pass_obj
+def list_snapshots(connect: Connect, endpoint: str, output: str) -> None:
+    """Show all snapshots, those that are not ready and quarantined ones too.
+
+    \b
+    Example:
+      hostvol snapshot list --output json | jq -r '.[] | select(.state == "ready") | .snapshot_id'
+    """
+    with closing(connect(endpoint)) as client:
+        rows = list(client.snapshots())
+    if output == "table":
+        rows = [{**row, "copied": _copied(row)} for row in rows]
+    show_rows(rows, _COLUMNS, output)
+
+
+@snapshot.command()
+@click.argument("name_or_id", metavar="SNAPSHOT")
+@options.endpoint
+@options.output
+@click.pass_obj
+def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
+    """Show everything about one SNAPSHOT (its id or name).
+
+    \b
+    Example:
+      hostvol snapshot show before-upgrade
+    """
+    with closing(connect(endpoint)) as client:
+        show_fields(find_snapshot(client, name_or_id), output)
+
+
+@snapshot.command()
+@click.argument("name_or_id", metavar="VOLUME")
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Do not wait until a copy is done.")
+@options.endpoint
+@options.output
+@click.pass_obj
+def create(connect: Connect, /, name_or_id: str, name: str, *, no_wait: bool, endpoint: str, output: str) -> None:
+    """Take a snapshot called NAME of VOLUME (its id or name), or find that it is there already.
+
+    In a pool on XFS or btrfs this takes no time, and VOLUME may be mounted; in others the content is copied, and VOLUME
+    must not be mounted.
+
+    \b
+    Example:
+      hostvol snapshot create data before-upgrade
+    """
+    with closing(connect(endpoint)) as client:
+        volume_id = find_volume(client, name_or_id)["volume_id"]
+        snapshot_id = client.create_snapshot(name, volume_id)["snapshot_id"]
+        detail = client.snapshot(snapshot_id) if no_wait else _finished(client, snapshot_id)
+    show_fields(detail, output)
+
+
+@snapshot.command()
+@click.argument("name_or_id", metavar="SNAPSHOT")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.endpoint
+@click.pass_obj
+def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
+    """Delete SNAPSHOT (its id or name). Volumes that were made from it stay.
+
+    \b
+    Example:
+      hostvol snapshot delete before-upgrade --yes
+    """
+    with closing(connect(endpoint)) as client:
+        found = find_snapshot(client, name_or_id)
+        if not yes:
+            click.confirm(f"Delete {found['snapshot_id']} ({found['name']})?", abort=True)
+        client.delete_snapshot(found["snapshot_id"])
+    click.echo(f"{found['snapshot_id']} is deleted")
+
+
+def _finished(client: DriverClient, snapshot_id: str) -> dict[str, Any]:
+    """The snapshot once it is copied, with a bar meanwhile.
+
+    Raises: CallFailed when its copy is given up.
+    """
+    detail = client.snapshot(snapshot_id)
+    if detail["state"] != "copying":
+        return detail
+    meter: Any = click.progressbar(length=detail["copy_bytes"] or None, label="copying", file=sys.stderr)
+    with meter as bar:
+        while detail["state"] == "copying":
+            bar.update(detail["copied_bytes"] - bar.pos)
+            time.sleep(_LOOK_SECONDS)
+            detail = client.snapshot(snapshot_id)
+    if detail["state"] != "ready":
+        raise CallFailed("INTERNAL", detail["message"])
+    return detail
+
+
+def _copied(row: dict[str, Any]) -> str:
+    if row["state"] != "copying":
+        return ""
+    if not row["copy_bytes"]:
+        return human_bytes(row["copied_bytes"])
+    return f"{human_bytes(row['copied_bytes'])} of {human_bytes(row['copy_bytes'])}"

@@ -1,0 +1,98 @@
+"""The content of a volume as of now: flushed, promised to be written over, and shared; knows no request.
+
+A cut of an image needs no freeze: what was written before is synced, and sharing its blocks holds the file's lock, so
+that it is of one instant, as after a power cut. The filesystem inside replays its log when the copy is mounted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Final
+
+from csi_driver.domain.backend import Backend
+from csi_driver.domain.contents import Contents
+from csi_driver.domain.pools import Pool
+from csi_driver.errors import InsufficientForCut, SourceBusy, VolumeBusy
+from csi_driver.linux import mountinfo, sync
+from csi_driver.model import Volume, VolumeType
+
+_log = logging.getLogger("hostvol.snapshots")
+_STALL_BUDGET_SECONDS: Final = 0.5
+_SECONDS_PER_EXTENT: Final = 17e-6
+_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def flush(pool: Pool, volume: Volume) -> None:
+    """Everything that was written to the volume before is in its content.
+
+    Raises: VolumeBusy when its filesystem is mounted where this driver cannot see it; OSError: EIO of an earlier write.
+    """
+    backend = pool.backend(volume)
+    if volume.volume_type is VolumeType.DIRECTORY or volume.is_block:
+        pool.contents(volume.volume_type).flush(volume)
+    elif backend.is_attached(volume) and not _synced(volume, backend) and backend.is_attached(volume):
+        raise VolumeBusy(volume.volume_id, "its filesystem is attached, but not mounted where the driver sees it")
+
+
+def admit(pool: Pool, volume: Volume) -> None:
+    """Promise that all of the volume can be written over once its blocks are shared.
+
+    Raises: InsufficientForCut.
+    """
+    try:
+        pool.ledger.admit_cut(volume, pool.overcommit)
+    except InsufficientForCut:
+        pool.settle_space()
+        pool.ledger.admit_cut(volume, pool.overcommit)
+
+
+def share(pool: Pool, volume: Volume, content_fd: int, object_fd: int) -> float:
+    """The volume's content beside the record of a snapshot; returns the time of the cut."""
+    contents = pool.contents(volume.volume_type)
+    extents = contents.extent_count(content_fd)
+    if extents * _SECONDS_PER_EXTENT > _STALL_BUDGET_SECONDS:
+        _log.warning(
+            "volume %s lies in %d extents: its writes wait about %.1f s for this cut; preallocate it and write it once "
+            "in sequence, or defragment it",
+            volume.volume_id,
+            extents,
+            extents * _SECONDS_PER_EXTENT,
+        )
+    cut_at, began = time.time(), time.monotonic()
+    contents.share(content_fd, volume.capacity_bytes, object_fd)
+    pool.last_cut.extents, pool.last_cut.seconds = extents, time.monotonic() - began
+    return cut_at
+
+
+def require_at_rest(pool: Pool, contents: Contents, volume: Volume, content_fd: int) -> None:
+    """Refuse to copy beside a writer: such a copy is torn, and no fsck notices.
+
+    Raises: SourceBusy naming the remedy.
+    """
+    if not contents.is_at_rest(volume, content_fd):
+        raise SourceBusy(
+            volume.volume_id,
+            pool.name,
+            "it is staged, or something has it open",
+            "stop what uses it, or keep such volumes in a pool on XFS or btrfs, where a snapshot takes no time"
+            if not contents.can_share
+            else "stop what uses it, or make the copy in the volume's own pool",
+        )
+
+
+def _synced(volume: Volume, backend: Backend) -> bool:
+    for entry in backend.mounts(volume):
+        try:
+            mounted_fd = os.open(entry.target, _OPEN)
+        except OSError:
+            continue
+        try:
+            # What is seen at the path may be another mount on top.
+            if backend.shows(volume, mountinfo.observe(mounted_fd)):
+                sync.sync_filesystem(mounted_fd)
+                return True
+        finally:
+            os.close(mounted_fd)
+    return False

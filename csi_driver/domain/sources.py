@@ -1,0 +1,198 @@
+"""What a new volume's content comes from: a snapshot or a living volume, held while it is copied; knows no request."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from csi_driver.domain import cuts
+from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
+from csi_driver.domain.claims import Claims
+from csi_driver.domain.copies import Copies
+from csi_driver.domain.pools import Pool, Pools
+from csi_driver.domain.progress import Progress
+from csi_driver.errors import (
+    InvalidField,
+    OperationPending,
+    SnapshotNotFound,
+    SourceElsewhere,
+    SourceNotFound,
+    VolumeNotFound,
+)
+from csi_driver.faults import crash_point
+from csi_driver.model import (
+    AccessType,
+    ContentSource,
+    SourceKind,
+    Volume,
+    VolumeParameters,
+    VolumeSpec,
+    VolumeType,
+    key_of,
+    node_key,
+)
+
+Value = TypeVar("Value", str, int)
+
+
+class _Described(Protocol):
+    """What a volume and a snapshot say of their content alike."""
+
+    @property
+    def access_type(self) -> AccessType: ...
+
+    @property
+    def fs_type(self) -> str: ...
+
+    @property
+    def parameters(self) -> VolumeParameters: ...
+
+    @property
+    def family(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A source that nobody takes away: its content, and what it is.
+
+    `volume` is a living one, to which its users may be writing; None for a snapshot.
+    """
+
+    pool: Pool
+    described: _Described
+    size_bytes: int
+    content_fd: int
+    volume: Volume | None = None
+
+    @property
+    def volume_type(self) -> VolumeType:
+        return self.described.parameters.volume_type
+
+
+class Sources:
+    """The volumes and snapshots of this node as sources."""
+
+    def __init__(
+        self,
+        node_id: str,
+        pools: Pools,
+        *,
+        volumes: Catalogue,
+        snapshots: SnapshotCatalogue,
+        claims: Claims,
+        copies: Copies,
+    ) -> None:
+        self._node_id = node_id
+        self._pools = pools
+        self._volumes = volumes
+        self._snapshots = snapshots
+        self._claims = claims
+        self._copies = copies
+
+    @contextmanager
+    def held(self, source: ContentSource, deadline: float | None) -> Iterator[Origin]:
+        """The source: neither deleted nor grown nor, where it matters, staged until this ends.
+
+        Raises: SourceNotFound; SourceElsewhere; OperationPending while something else happens to it,
+            or while a snapshot is not ready; VolumeDamaged; CopyFailed.
+        """
+        if key_of(source.object_id) not in ("", node_key(self._node_id)):
+            raise SourceElsewhere(source.object_id, self._node_id)
+        with ExitStack() as held:
+            look_up = self._snapshot if source.kind is SourceKind.SNAPSHOT else self._volume
+            try:
+                origin = look_up(source.object_id, held, deadline)
+            except (SnapshotNotFound, VolumeNotFound) as cause:
+                raise SourceNotFound(f"volume_content_source.{source.kind}", source.object_id) from cause
+            yield origin
+
+    def fill(self, volume: Volume, origin: Origin, object_fd: int, *, share: bool) -> None:
+        """The content of the volume that is being built in its directory.
+
+        Raises: SourceBusy when it would be copied beside a writer; InsufficientForCut; CapacityOutOfRange,
+            VolumeDamaged, OSError.
+        """
+        pool = self._pools.of(volume)
+        contents = pool.contents(volume.volume_type)
+        with ExitStack() as held:
+            content_fd = origin.content_fd
+            if origin.volume is not None:
+                content_fd = _prepared(origin, origin.volume, held, share=share)
+            what = f"volume {volume.volume_id}, from {volume.source.object_id if volume.source else '-'}"
+            progress = Progress(what, 0 if share else contents.size_bytes(content_fd))
+            contents.build(volume, content_fd, origin.size_bytes, object_fd, share=share, progress=progress)
+
+    def _snapshot(self, snapshot_id: str, held: ExitStack, deadline: float | None) -> Origin:
+        self._snapshots.get(snapshot_id)
+        self._copies.wait(snapshot_id, deadline)
+        held.enter_context(self._claims.reading(("snapshot", snapshot_id)))
+        snapshot = self._snapshots.get(snapshot_id)
+        if not snapshot.is_ready:
+            self._copies.require_under_way(snapshot)
+            raise OperationPending(f"snapshot {snapshot_id}")
+        pool = self._pools.get(snapshot.pool)
+        content_fd = pool.contents(snapshot.volume_type).open(pool.store.snapshots_fd, snapshot_id)
+        held.callback(os.close, content_fd)
+        return Origin(pool, snapshot, snapshot.size_bytes, content_fd)
+
+    def _volume(self, volume_id: str, held: ExitStack, deadline: float | None) -> Origin:
+        self._volumes.get(volume_id)
+        held.enter_context(self._claims.reading(("volume", volume_id)))
+        volume = self._volumes.get(volume_id)
+        pool = self._pools.of(volume)
+        content_fd = pool.contents(volume.volume_type).open(pool.store.volumes_fd, volume_id)
+        held.callback(os.close, content_fd)
+        return Origin(pool, volume, volume.capacity_bytes, content_fd, volume)
+
+
+def resolved(spec: VolumeSpec, origin: Origin) -> VolumeSpec:
+    """The spec with what it leaves to its source.
+
+    Raises: InvalidField naming what differs and cannot be converted.
+    """
+    source, asked = origin.described, spec.parameters
+    if asked.volume_type is not origin.volume_type:
+        raise InvalidField("parameters.type", asked.volume_type, f"{origin.volume_type}, as the source is")
+    if source.access_type is AccessType.BLOCK and spec.access_type is AccessType.MOUNT:
+        # Its owner could have written anything there, and the kernel trusts what it mounts.
+        raise InvalidField(
+            "volume_capabilities",
+            spec.access_type,
+            "block: what was made from a raw block volume is never mounted as a filesystem",
+        )
+    if spec.access_type is AccessType.MOUNT:
+        spec = dataclasses.replace(spec, fs_type=_inherited(spec, "fs_type", spec.fs_type, source.fs_type))
+    block_size = _inherited(spec, "block_size", asked.block_size, source.parameters.block_size)
+    return dataclasses.replace(spec, parameters=dataclasses.replace(asked, block_size=block_size))
+
+
+_FIELDS = {"fs_type": "volume_capabilities.mount.fs_type", "block_size": "parameters.blockSize"}
+
+
+def _inherited(spec: VolumeSpec, name: str, asked: Value, held: Value) -> Value:
+    if name not in spec.inherits and asked != held:
+        raise InvalidField(_FIELDS[name], asked, f"{held}, as the source has it")
+    return held
+
+
+def _prepared(origin: Origin, volume: Volume, held: ExitStack, *, share: bool) -> int:
+    """The content of a living volume, with all that was written before, so that it can be copied."""
+    contents = origin.pool.contents(volume.volume_type)
+    if share:
+        cuts.flush(origin.pool, volume)
+        cuts.admit(origin.pool, volume)
+        crash_point("clone.flushed")
+        return origin.content_fd
+    if contents.can_share and not contents.is_at_rest(volume, origin.content_fd):
+        cuts.flush(origin.pool, volume)
+        cuts.admit(origin.pool, volume)
+        still_fd = contents.still(volume, origin.content_fd)
+        if still_fd is not None:
+            held.callback(os.close, still_fd)
+            return still_fd
+    cuts.require_at_rest(origin.pool, contents, volume, origin.content_fd)
+    return origin.content_fd

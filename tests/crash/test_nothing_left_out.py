@@ -1,0 +1,29 @@
+"""No crash point in the source is left out, but those of project quotas where the kernel has none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import csi_driver
+from tests.crash import test_crash_points, test_crash_snapshots
+from tests.crash.tally import Tally
+
+MATRIX = [*test_crash_points.MATRIX, *test_crash_snapshots.MATRIX]
+# Passed only where the pool's filesystem enforces project quotas.
+OF_PROJECT_QUOTAS = {"directory.project_set", "clear.project_freed"}
+
+
+def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:
+    wanted = {f"{kind} {operation}" for kind, operation in (param.values for param in MATRIX)}
+    if not wanted <= tally.operations:
+        pytest.skip("only a part of the crash matrix was selected")
+    source = Path(csi_driver.__file__).parent
+    named = {
+        name
+        for path in source.rglob("*.py")
+        for name in re.findall(r'crash_point\("([^"]+)"\)', path.read_text(encoding="utf-8"))
+    }
+    assert named - tally.names == OF_PROJECT_QUOTAS
