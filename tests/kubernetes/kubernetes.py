@@ -166,11 +166,16 @@ class Kubernetes:
     def install(self, *arguments: str, image: str = "") -> str:
         """`helm upgrade --install` of the chart in the tree; returns when all pods are ready."""
         repository, _, tag = (image or self.settings.image).rpartition(":")
+        snapshots = ("--set", "sidecars.snapshotter.enabled=true") if self.has_snapshots() else ()
         return self.helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace"),
             *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
-            *(*self.settings.helm_arguments, *arguments, "--wait", "--timeout", "240s"),
+            *(*snapshots, *self.settings.helm_arguments, *arguments, "--wait", "--timeout", "240s"),
         )
+
+    def has_snapshots(self) -> bool:
+        """Whether the cluster knows VolumeSnapshots."""
+        return "volumesnapshots" in self.kubectl("api-resources", "--api-group=snapshot.storage.k8s.io", "-o", "name")
 
     def uninstall(self) -> str:
         return self.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "120s")
@@ -218,7 +223,7 @@ for path in glob.glob("/sys/block/loop*/loop/backing_file"):
     name = open(path).read().strip()
     if "/volumes/vol-" in name and "hostvol" in name and os.path.exists(name.removesuffix(" (deleted)")):
         found.append(name)
-for room in ("volumes", "tmp", "trash"):
+for room in ("volumes", "snapshots", "tmp", "trash"):
     found += [f"{{room}}/{{name}}" for name in os.listdir("{POOL}/" + room)]
 found += ["state/" + name for name in glob.glob("/run/hostvol/**/vol-*", recursive=True)]
 print(json.dumps(found))

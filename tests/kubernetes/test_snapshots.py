@@ -1,0 +1,91 @@
+"""VolumeSnapshots and claims with a source, through Kubernetes' objects.
+
+- What a pod had written is in a claim that is made of a snapshot, and of a clone, after the pod has gone; the snapshot
+  outlives its source.
+- A restored claim may be larger, and its filesystem is.
+- In a pool that shares no blocks, a volume in use is not cut, and the VolumeSnapshot says why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.kubernetes.conftest import DIRECTORY
+from tests.kubernetes.kubernetes import Kubernetes, Object, PodMaker, claim, until
+
+CLASS = "hostvol"
+
+
+@pytest.fixture(autouse=True)
+def needs_snapshots(kubernetes: Kubernetes) -> None:
+    if not kubernetes.has_snapshots():
+        pytest.skip("needs the CustomResourceDefinitions and the controller of VolumeSnapshots")
+
+
+def snapshot(name: str, namespace: str, source: str) -> Object:
+    return {
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshot",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"volumeSnapshotClassName": CLASS, "source": {"persistentVolumeClaimName": source}},
+    }
+
+
+def copy_of(kind: str, source: str, target: Object) -> Object:
+    """The claim, with a source."""
+    reference: dict[str, Any] = {"kind": kind, "name": source}
+    if kind == "VolumeSnapshot":
+        reference["apiGroup"] = "snapshot.storage.k8s.io"
+    target["spec"]["dataSource"] = reference
+    return target
+
+
+def run(kubernetes: Kubernetes, namespace: str, *objects: Object) -> None:
+    kubernetes.apply(*objects)
+    pods = [one["metadata"]["name"] for one in objects if one["kind"] == "Pod"]
+    kubernetes.wait("pod", *pods, condition="condition=Ready", namespace=namespace)
+
+
+def status(kubernetes: Kubernetes, namespace: str, name: str) -> Object:
+    found: Object = kubernetes.get("volumesnapshot", name, namespace).get("status") or {}
+    return found
+
+
+@pytest.mark.parametrize("name", ["hostvol", DIRECTORY])
+def test_a_snapshot_and_a_clone_hold_what_was_written(
+    kubernetes: Kubernetes, namespace: str, pod: PodMaker, name: str
+) -> None:
+    node = kubernetes.nodes()[-1]
+    run(kubernetes, namespace, claim("data", namespace, name, "64Mi"), pod("first", namespace, ["data"], node=node))
+    kubernetes.execute("first", "sh", "-c", "echo kept > /data/file && sync", namespace=namespace)
+    kubernetes.delete("pod", "first", namespace=namespace)
+    until(lambda: not kubernetes.volumes_on(node)[0]["staging_paths"], 60, "it is unstaged")
+    kubernetes.apply(snapshot("cut", namespace, "data"))
+    until(lambda: status(kubernetes, namespace, "cut").get("readyToUse"), 90, "the snapshot is ready")
+    clone = copy_of("PersistentVolumeClaim", "data", claim("clone", namespace, name, "64Mi"))
+    run(kubernetes, namespace, clone, pod("cloned", namespace, ["clone"], node=node))
+    kubernetes.delete("pvc", "data", namespace=namespace)
+    restored = copy_of("VolumeSnapshot", "cut", claim("restored", namespace, name, "128Mi"))
+    run(kubernetes, namespace, restored, pod("second", namespace, ["restored"], node=node))
+    for where, path in (("cloned", "clone"), ("second", "restored")):
+        assert kubernetes.execute(where, "cat", f"/{path}/file", namespace=namespace) == "kept\n"
+    if name == "hostvol":
+        kilobytes = kubernetes.execute("second", "df", "-k", "/restored", namespace=namespace).split()[-5]
+        assert int(kilobytes) > 100 << 10
+    kubernetes.delete("volumesnapshot", "cut", namespace=namespace)
+
+
+def test_a_volume_in_use_is_cut_or_refused_with_the_remedy(
+    kubernetes: Kubernetes, namespace: str, pod: PodMaker
+) -> None:
+    run(kubernetes, namespace, claim("data", namespace, "hostvol", "64Mi"), pod("main", namespace, ["data"]))
+    kubernetes.apply(snapshot("cut", namespace, "data"))
+
+    def ended() -> bool:
+        found = status(kubernetes, namespace, "cut")
+        return bool(found.get("readyToUse") or "staged" in found.get("error", {}).get("message", ""))
+
+    until(ended, 90, "the snapshot is ready, or says what to do")
+    kubernetes.delete("volumesnapshot", "cut", namespace=namespace)
