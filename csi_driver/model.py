@@ -97,18 +97,26 @@ class VolumeParameters:
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
-    """A volume as it is asked for; two equal specs ask for the same volume."""
+    """A volume as it is asked for; two equal specs ask for the same volume.
+
+    `pod` makes it ephemeral: the `namespace/name` of the pod that it begins and ends with, empty where it is unknown.
+    """
 
     name: str
     capacity_range: CapacityRange
     access_type: AccessType
     fs_type: str
     parameters: VolumeParameters
+    pod: str | None = None
+
+    @property
+    def is_ephemeral(self) -> bool:
+        return self.pod is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as it is held; sizes in bytes, times in seconds since the epoch."""
+    """A volume as it is held; sizes in bytes, times in seconds since the epoch; `pod` as in its VolumeSpec."""
 
     volume_id: VolumeId
     name: str
@@ -119,6 +127,11 @@ class Volume:
     created_at: float
     fs_uuid: str = ""
     project_id: int = 0
+    pod: str | None = None
+
+    @property
+    def is_ephemeral(self) -> bool:
+        return self.pod is not None
 
     @property
     def pool(self) -> PoolName:

@@ -71,7 +71,7 @@ class Holdings:
 
     def _everything(self) -> Iterator[peer_pb2.Inventory]:
         volumes = sorted(self._node.catalogue.all(), key=lambda volume: volume.volume_id)
-        yield from _chunks(self._item(volume) for volume in volumes)
+        yield from _chunks(self._item(volume) for volume in volumes if not volume.is_ephemeral)
         yield peer_pb2.Inventory(pools=self._pools, alarms=self._alarms, complete=True)
 
     def _item(self, volume: Volume) -> peer_pb2.Item:
@@ -83,7 +83,9 @@ class Holdings:
                 return peer_pb2.Inventory(removed=[volume_id])
             return peer_pb2.Inventory(items=[self._item(volume)])
 
-        self._tell(change)
+        # An ephemeral volume is between kubelet and this node: no PersistentVolume will ever name it.
+        if volume is None or not volume.is_ephemeral:
+            self._tell(change)
         self._stirred.set()
 
     def _tell(self, change: Change) -> None:

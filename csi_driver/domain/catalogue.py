@@ -124,6 +124,11 @@ class Catalogue:
         """Whether the volume exists, served or quarantined."""
         return volume_id in self._by_id or volume_id in self._quarantined
 
+    def is_ephemeral(self, volume_id: str) -> bool:
+        """Whether the id is an ephemeral volume's, which orchestrators know by its handle only."""
+        volume = self._by_id.get(volume_id)
+        return volume is not None and volume.is_ephemeral
+
     def named(self, name: str) -> Volume | None:
         """The volume that was created under `name`, the idempotency key of CreateVolume.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.ephemeral import Ephemeral
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
@@ -39,6 +40,7 @@ class Node:
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
         self.volumes = Volumes(node_id, self.pools, self.catalogue, self.claims, self.staging)
+        self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)
         self._startup = Startup(
             pools,
             driver_name=driver_name,

@@ -18,13 +18,22 @@ def token_after(volume_id: str) -> str:
     return f"{_PREFIX}{volume_id}"
 
 
-def page(catalogue: Catalogue, max_entries: int, starting_token: str) -> tuple[list[Volume], bool]:
-    """The volumes behind the token, and whether none follow them.
+def page(
+    catalogue: Catalogue, max_entries: int, starting_token: str, *, with_ephemeral: bool = False
+) -> tuple[list[Volume], bool]:
+    """The volumes behind the token, and whether none follow them; ephemeral ones only if they are asked for.
 
     Raises: InvalidToken.
     """
     if starting_token and not _TOKEN.fullmatch(starting_token):
         raise InvalidToken(starting_token)
     limit = min(max_entries or _MOST, _MOST)
-    found = catalogue.after(starting_token.removeprefix(_PREFIX), limit + 1)
+    found: list[Volume] = []
+    behind = starting_token.removeprefix(_PREFIX)
+    while len(found) <= limit:
+        part = catalogue.after(behind, limit + 1)
+        found += [volume for volume in part if with_ephemeral or not volume.is_ephemeral]
+        if len(part) <= limit:
+            break
+        behind = part[-1].volume_id
     return found[:limit], len(found) <= limit

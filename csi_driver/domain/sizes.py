@@ -10,6 +10,7 @@ from csi_driver.model import (
     TIB,
     AccessType,
     CapacityRange,
+    VolumeSpec,
     VolumeType,
     round_up,
 )
@@ -51,6 +52,15 @@ def choose_capacity(asked: CapacityRange, *, minimum: int, maximum: int) -> int:
             f"{asked.required_bytes} bytes takes {given} (whole blocks of {BLOCK_BYTES}, at least {minimum})"
         )
     return given
+
+
+def planned_bytes(spec: VolumeSpec) -> int:
+    """The size that a new volume of this spec gets.
+
+    Raises: CapacityOutOfRange.
+    """
+    kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
+    return choose_capacity(spec.capacity_range, minimum=minimum_bytes(*kind), maximum=maximum_bytes(*kind))
 
 
 def satisfies(capacity_bytes: int, asked: CapacityRange) -> bool:

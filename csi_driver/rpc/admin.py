@@ -58,7 +58,7 @@ class AdminServicer:
         return self._node.claims.run(("a look at", subject), subject, call.deadline, look)
 
     def _volumes(self, limit: int, starting_token: str) -> admin_pb2.ListVolumesResponse:
-        volumes, complete = pages.page(self._node.catalogue, limit, starting_token)
+        volumes, complete = pages.page(self._node.catalogue, limit, starting_token, with_ephemeral=True)
         response = admin_pb2.ListVolumesResponse()
         response.volumes.extend(_detail(view) for view in inspection.views(self._node, volumes))
         if not complete:
@@ -107,6 +107,7 @@ def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
         target_paths=view.target_paths,
         state="ready",
         message=view.message,
+        pod=(volume.pod or "unknown") if volume.is_ephemeral else "",
     )
     detail.created.FromMilliseconds(int(volume.created_at * 1000))
     return detail

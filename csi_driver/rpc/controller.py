@@ -53,7 +53,7 @@ class ControllerServicer(ControllerCapabilities):
     def ValidateVolumeCapabilities(
         self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, call: Call
     ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         if not request.volume_capabilities:
             parsing.capabilities(request.volume_capabilities)
         volume = self._node.catalogue.get(volume_id)
@@ -77,7 +77,8 @@ class ControllerServicer(ControllerCapabilities):
     def ControllerGetVolume(
         self, request: csi_pb2.ControllerGetVolumeRequest, call: Call
     ) -> csi_pb2.ControllerGetVolumeResponse:
-        volume = self._node.catalogue.get(parsing.volume_id(request.volume_id))
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
+        volume = self._node.catalogue.get(volume_id)
         return csi_pb2.ControllerGetVolumeResponse(
             volume=self._volume(volume), status=csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
         )

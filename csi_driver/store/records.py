@@ -106,7 +106,10 @@ def _canonical(value: Any) -> bytes:
 
 def _volume_body(volume: Volume) -> dict[str, Any]:
     parameters = volume.parameters
+    # Only where it says something: records of other volumes are as they always were.
+    of_pod = {"pod": volume.pod} if volume.is_ephemeral else {}
     return {
+        **of_pod,
         "volume_id": volume.volume_id,
         "name": volume.name,
         "capacity_bytes": volume.capacity_bytes,
@@ -145,6 +148,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             created_at=float(body["created_at"]),
             fs_uuid=body["fs_uuid"],
             project_id=int(body["project_id"]),
+            pod=body.get("pod"),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
