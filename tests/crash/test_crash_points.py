@@ -384,7 +384,7 @@ OF_PROJECT_QUOTAS = {"directory.project_set", "clear.project_freed"}
 
 def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:
     wanted = {f"{kind} {operation}" for kind, operation in (param.values for param in MATRIX)}
-    if not wanted <= tally.operations:
+    if not wanted <= tally.operations or not any(name.startswith("ephemeral ") for name in tally.operations):
         pytest.skip("only a part of the crash matrix was selected")
     source = Path(csi_driver.__file__).parent
     named = {

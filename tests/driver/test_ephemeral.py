@@ -303,6 +303,23 @@ def test_a_mount_of_what_is_inside_keeps_it(driver: Driver) -> None:
     assert_nothing_remains(driver)
 
 
+def test_a_mount_of_somebody_else_at_the_target_is_left_alone(driver: Driver) -> None:
+    inline = small(driver)
+    target = Path(inline.target())
+    target.mkdir()
+    run("mount", "-t", "tmpfs", "stranger", str(target))
+    for call in (inline.publish, inline.unpublish):
+        assert refusal(call).code is Code.FAILED_PRECONDITION
+    run("umount", str(target))
+    inline.publish()
+    run("mount", "-t", "tmpfs", "stranger", str(target))
+    assert refusal(inline.unpublish).code is Code.FAILED_PRECONDITION
+    assert inline.held() is not None
+    run("umount", str(target))
+    inline.unpublish()
+    assert_nothing_remains(driver)
+
+
 # Bad input.
 
 
