@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi_driver import __version__, logs
+from csi_driver import __version__, logs, quantities
 from csi_driver.app_controller import controller
 from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
@@ -50,7 +50,7 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Kubernetes accepts as the value of a node's topology label.
 _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
-_POOL_FORM = "NAME=DIR[,overcommit=N][,init=true]"
+_POOL_FORM = "NAME=DIR[,overcommit=N][,init=true][,ephemeral=SIZE]"
 _LISTEN_SECONDS = 1.0
 _FORWARDED_SERVICES = (
     "csi.v1.Controller",
@@ -78,7 +78,7 @@ class NodeConfig:
 
 
 def parse_pool(text: str) -> PoolOptions:
-    """`NAME=DIR[,overcommit=N][,init=true]`.
+    """`NAME=DIR[,overcommit=N][,init=true][,ephemeral=SIZE]`.
 
     Raises: InvalidField.
     """
@@ -89,12 +89,18 @@ def parse_pool(text: str) -> PoolOptions:
     if not directory.startswith("/"):
         raise InvalidField("pool", text, "an absolute directory")
     given = dict(setting.partition("=")[::2] for setting in settings)
-    for key in given.keys() - {"overcommit", "init"}:
-        raise InvalidField("pool", key, "the settings overcommit=N and init=true")
+    for key in given.keys() - {"overcommit", "init", "ephemeral"}:
+        raise InvalidField("pool", key, "the settings overcommit=N, init=true and ephemeral=SIZE")
     init = given.get("init", "false")
     if init not in ("true", "false"):
         raise InvalidField("pool", f"init={init}", "init=true or init=false")
-    return PoolOptions(PoolName(name), directory, _overcommit(given.get("overcommit", "1.0")), init == "true")
+    return PoolOptions(
+        PoolName(name),
+        directory,
+        _overcommit(given.get("overcommit", "1.0")),
+        init == "true",
+        _ephemeral_bytes(given["ephemeral"]) if "ephemeral" in given else 0,
+    )
 
 
 def _overcommit(value: str) -> float:
@@ -105,6 +111,13 @@ def _overcommit(value: str) -> float:
     if not 1.0 <= overcommit <= _MAX_OVERCOMMIT:
         raise InvalidField("pool", f"overcommit={value}", f"a number from 1.0 to {_MAX_OVERCOMMIT:g}")
     return overcommit
+
+
+def _ephemeral_bytes(value: str) -> int:
+    try:
+        return quantities.parse_bytes(value)
+    except ValueError as cause:
+        raise InvalidField("pool", f"ephemeral={value}", f"{cause}; without the setting there are none") from cause
 
 
 def node_config(asked: dict[str, Any]) -> NodeConfig:
@@ -329,6 +342,7 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
       hostvol node
       hostvol node --endpoint unix:///csi/csi.sock --node-id worker-1 --pool default=/mnt/disk/hostvol --init-pools
       hostvol node --pool fast=/nvme/hostvol --pool slow=/hdd/hostvol,overcommit=2 --http-address 127.0.0.1:9808
+      hostvol node --pool default=/mnt/disk/hostvol,ephemeral=20Gi
     """
     logs.configure(log_format, log_level)
     stop = threading.Event()

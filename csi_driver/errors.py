@@ -11,7 +11,7 @@ class InvalidField(HostvolError):
     """A field of a request holds something that can never be accepted."""
 
     def __init__(self, field: str, given: object, allowed: str) -> None:
-        self.field = field
+        self.field, self.given, self.allowed = field, given, allowed
         shown = given if isinstance(given, int) else repr(str(given)[:160])
         super().__init__(f"{field}: {shown} is not accepted; allowed: {allowed}")
 
@@ -20,7 +20,7 @@ class MissingField(InvalidField):
     """A required field is empty."""
 
     def __init__(self, field: str) -> None:
-        self.field = field
+        self.field, self.given, self.allowed = field, "", "something"
         HostvolError.__init__(self, f"{field}: required, but empty")
 
 
@@ -198,6 +198,34 @@ class GrowthRefused(HostvolError):
 
     def __init__(self, volume_id: str, reason: str) -> None:
         super().__init__(f"volume {volume_id} cannot grow now: {reason}")
+
+
+class EphemeralForbidden(HostvolError):
+    """The operator allows no inline ephemeral volumes in the pool."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__(
+            f"pool {pool}: inline ephemeral volumes are not allowed in it; an operator allows them up to a size by "
+            f"--pool {pool}=DIR,ephemeral=SIZE (pools[].ephemeral of the chart)"
+        )
+
+
+class EphemeralCeiling(HostvolError):
+    """All inline ephemeral volumes of a pool together would have more than its operator allows."""
+
+    def __init__(self, pool: str, asked_bytes: int, held_bytes: int, ceiling_bytes: int) -> None:
+        super().__init__(
+            f"pool {pool}: {asked_bytes} bytes asked for an inline ephemeral volume, {held_bytes} of the "
+            f"{ceiling_bytes} that its operator allows for all of them are taken; ask for less, end other pods, or "
+            "raise `ephemeral` of the pool"
+        )
+
+
+class EphemeralUnfinished(HostvolError):
+    """An inline ephemeral volume that was made before cannot be shown now; its data is kept for the next attempt."""
+
+    def __init__(self, volume_id: str, cause: Exception) -> None:
+        super().__init__(f"ephemeral volume {volume_id} is kept, but cannot be shown: {cause}; repeat the call")
 
 
 class TopologyUnsatisfiable(HostvolError):

@@ -119,6 +119,7 @@ class VolumeSpec:
     """A volume as it is asked for; two equal specs ask for the same volume.
 
     With a `source`, `inherits` names what the request left open and the copy therefore has from its source.
+    `pod` makes it ephemeral: the `namespace/name` of the pod that it begins and ends with, empty where it is unknown.
     """
 
     name: str
@@ -128,6 +129,11 @@ class VolumeSpec:
     parameters: VolumeParameters
     source: ContentSource | None = None
     inherits: frozenset[str] = frozenset()
+    pod: str | None = None
+
+    @property
+    def is_ephemeral(self) -> bool:
+        return self.pod is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,7 @@ class Volume:
 
     `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
     `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet.
+    `pod` as in its VolumeSpec.
     """
 
     volume_id: VolumeId
@@ -150,6 +157,7 @@ class Volume:
     growing_to_bytes: int = 0
     source: ContentSource | None = None
     lineage: str = ""
+    pod: str | None = None
 
     @property
     def object_id(self) -> str:
@@ -164,6 +172,10 @@ class Volume:
     def promised_bytes(self) -> int:
         """What the volume may come to hold."""
         return max(self.capacity_bytes, self.growing_to_bytes)
+
+    @property
+    def is_ephemeral(self) -> bool:
+        return self.pod is not None
 
     @property
     def pool(self) -> PoolName:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
 import socket
@@ -467,3 +468,46 @@ def polled(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 def admin_volumes(driver: Driver) -> list[Any]:
     """All volumes as the operator's view tells them."""
     return list(driver.caller.admin_stub("ListVolumes")(admin_pb2.ListVolumesRequest(), timeout=60).volumes)
+
+
+@dataclass
+class PodVolume:
+    """An inline ephemeral volume of a pod, with the two calls that kubelet makes for it, and with its handle."""
+
+    driver: Driver
+    name: str
+    attributes: dict[str, str] = field(default_factory=dict)
+    fs_type: str = ""
+    mode: str = "SINGLE_NODE_MULTI_WRITER"
+
+    @property
+    def handle(self) -> str:
+        return f"csi-{hashlib.sha256(self.name.encode()).hexdigest()}"
+
+    def target(self, number: int = 0) -> str:
+        return self.driver.target(f"{self.name}-{number}")
+
+    def context(self) -> dict[str, str]:
+        prefix = "csi.storage.k8s.io"
+        kubelets = {"pod.name": self.name, "pod.namespace": "default", "pod.uid": "1-2-3", "ephemeral": "true"}
+        return {**self.attributes, **{f"{prefix}/{key}": value for key, value in kubelets.items()}}
+
+    def publish_request(self, number: int = 0, *, readonly: bool = False) -> csi_pb2.NodePublishVolumeRequest:
+        return csi_pb2.NodePublishVolumeRequest(
+            volume_id=self.handle,
+            target_path=self.target(number),
+            volume_capability=capability(self.mode, fs_type=self.fs_type),
+            readonly=readonly,
+            volume_context=self.context(),
+        )
+
+    def publish(self, number: int = 0, *, readonly: bool = False) -> str:
+        self.driver.call("NodePublishVolume", self.publish_request(number, readonly=readonly))
+        return self.target(number)
+
+    def unpublish(self, number: int = 0) -> None:
+        self.driver.call("NodeUnpublishVolume", volume_id=self.handle, target_path=self.target(number))
+
+    def held(self) -> Any:
+        """What the operator's view tells of it; None when there is none."""
+        return next((one for one in admin_volumes(self.driver) if one.name == self.handle), None)

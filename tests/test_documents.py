@@ -1,6 +1,7 @@
 """The documents say what is so.
 
 - The README's tables of flags, parameters and metrics name exactly those that there are.
+- docs/ephemeral.md names exactly the attributes that a pod may give.
 - docs/storageclass.md names exactly the options of mkfs and mount that are allowed.
 - Every `hostvol …` command, every script and every link in the documents leads to something.
 - The locks pin every package that pyproject.toml asks for, with hashes, and name no place they came from.
@@ -16,16 +17,24 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
-from csi_driver import __version__, app
+from csi_driver import __version__, app, quantities
 from csi_driver.linux import filesystem_options
 from csi_driver.linux.filesystem import FILESYSTEMS
 from csi_driver.metrics import Figures, Metrics, PoolFigures
-from csi_driver.model import AccessType, VolumeParameters
-from csi_driver.rpc import parameters
+from csi_driver.model import (
+    DEFAULT_CAPACITY_BYTES,
+    AccessMode,
+    AccessType,
+    Publication,
+    VolumeCapability,
+    VolumeParameters,
+)
+from csi_driver.rpc import ephemeral, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
+EPHEMERAL = (ROOT / "docs/ephemeral.md").read_text()
 STORAGECLASS = (ROOT / "docs/storageclass.md").read_text()
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 
@@ -80,6 +89,17 @@ def test_the_table_of_parameters_is_what_a_class_may_say() -> None:
         "retention": ["0s"],
         "blockSize": [str(unset.block_size)],
     }
+
+
+def test_the_attributes_of_a_pods_volume_are_those_of_the_code() -> None:
+    rows = {words(name)[0]: (words(values), default) for name, values, default in table(EPHEMERAL, "## Use them")}
+    assert tuple(rows) == ephemeral.KEYS
+    size, capability = rows.pop("size"), VolumeCapability(AccessType.MOUNT, AccessMode.SINGLE_NODE_WRITER)
+    assert [quantities.parse_bytes(one) for one in words(size[1])] == [DEFAULT_CAPACITY_BYTES]
+    given = [("size", value) for value in size[0]] + [(key, one) for key, (values, _) in rows.items() for one in values]
+    for key, value in given:
+        directory = {"type": "directory"} if key == "quota" else {}
+        ephemeral.spec("csi-0", Publication("/x", capability, False), {**directory, key: value})
 
 
 def test_the_values_in_the_table_of_parameters_are_accepted() -> None:

@@ -78,7 +78,8 @@ class Holdings:
 
     def _everything(self) -> Iterator[peer_pb2.Inventory]:
         held: list[Volume | Snapshot] = [*self._node.catalogue.all(), *self._node.snapshot_catalogue.all()]
-        yield from _chunks(self._item(one) for one in sorted(held, key=lambda one: one.object_id))
+        told = [one for one in held if _is_told(one)]
+        yield from _chunks(self._item(one) for one in sorted(told, key=lambda one: one.object_id))
         yield peer_pb2.Inventory(pools=self._pools, alarms=self._alarms, complete=True)
 
     def _item(self, held: Volume | Snapshot) -> peer_pb2.Item:
@@ -92,7 +93,8 @@ class Holdings:
                 return peer_pb2.Inventory(removed=[object_id])
             return peer_pb2.Inventory(items=[self._item(held)])
 
-        self._tell(change)
+        if held is None or _is_told(held):
+            self._tell(change)
         self._stirred.set()
 
     def _tell(self, change: Change) -> None:
@@ -134,6 +136,11 @@ class Holdings:
                 _log.warning("pool %s cannot be measured: %s", name, cause)
                 available = 0
             yield peer_pb2.Pool(name=name, available_bytes=available)
+
+
+def _is_told(held: Volume | Snapshot) -> bool:
+    # An ephemeral volume is between kubelet and this node: no PersistentVolume will ever name it.
+    return isinstance(held, Snapshot) or not held.is_ephemeral
 
 
 def _alarm(alarm: Alarm) -> peer_pb2.Alarm:

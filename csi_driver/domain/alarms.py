@@ -1,7 +1,7 @@
 """What an operator must know of this node now: looks, and changes nothing.
 
-Pools that are not served or can hardly grant anything, records in quarantine, volumes that lost their name. A sentence
-stays the same while its cause lasts, so that whoever hears it again knows it.
+Pools that are not served or can hardly grant anything, records in quarantine, volumes that lost their name, ephemeral
+volumes that lost their pod. A sentence stays the same while its cause lasts, so that whoever hears it again knows it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Alarm:
 
 def alarms(node: Node) -> list[Alarm]:
     """All alarms of the node, in a fixed order. A pool whose disk hangs makes this hang."""
-    return [*_unavailable(node), *_nearly_full(node), *_quarantined(node), *_retired(node)]
+    return [*_unavailable(node), *_nearly_full(node), *_quarantined(node), *_retired(node), *_left(node)]
 
 
 def _unavailable(node: Node) -> Iterator[Alarm]:
@@ -62,6 +62,15 @@ def _retired(node: Node) -> Iterator[Alarm]:
                 f"pool {name}: {pool.store.directory}/trash/{kept} holds a volume whose name another node's volume "
                 "bears: remove it when nobody misses its data",
             )
+
+
+def _left(node: Node) -> Iterator[Alarm]:
+    for volume in sorted(node.ephemeral.left(), key=lambda volume: volume.volume_id):
+        yield Alarm(
+            "EphemeralVolumeLeft",
+            f"pool {volume.pool}: ephemeral volume {volume.volume_id} of pod {volume.pod or 'unknown'} is mounted "
+            f"nowhere; if that pod is gone, say on the node: hostvol volume delete {volume.volume_id}",
+        )
 
 
 def _quarantined(node: Node) -> Iterator[Alarm]:

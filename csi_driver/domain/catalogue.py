@@ -187,6 +187,21 @@ class Catalogue(Index[Volume]):
     def __init__(self) -> None:
         super().__init__("volume", VolumeNotFound)
 
+    def is_ephemeral(self, volume_id: str) -> bool:
+        """Whether the id is an ephemeral volume's, which orchestrators know by its handle only."""
+        volume = self._by_id.get(volume_id)
+        return volume is not None and volume.is_ephemeral
+
+    def persistent(self, volume_id: str) -> Volume:
+        """The volume with this id; an ephemeral one is none that anybody could name.
+
+        Raises: as `get`.
+        """
+        volume = self.get(volume_id)
+        if volume.is_ephemeral:
+            raise VolumeNotFound(volume_id)
+        return volume
+
 
 class SnapshotCatalogue(Index[Snapshot]):
     """The snapshots."""

@@ -140,7 +140,7 @@ def _pool_figures(node: Node, pool: Pool) -> PoolFigures:
 
 def _view_of(node: Node, volume: Volume) -> VolumeView:
     backend = node.pools.backend(volume)
-    staged_at = node.mounts.state(volume.volume_id).staging_target_path
+    staged_at = node.mounts.staging_path(volume)
     targets = [entry.target for entry in _mounts(node, volume)]
     staging = (staged_at,) if staged_at and (staged_at in targets or backend.is_attached(volume)) else ()
     try:

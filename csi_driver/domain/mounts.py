@@ -37,6 +37,10 @@ class VolumeMounts:
         """What is remembered of the volume; empty when it is not staged."""
         return self._states.get(volume_id) or RuntimeState()
 
+    def staging_path(self, volume: Volume) -> str:
+        """Where the volume is staged and no workload sees it; empty for an ephemeral one, staged at its target path."""
+        return "" if volume.is_ephemeral else self.state(volume.volume_id).staging_target_path
+
     def save(self, volume: Volume, state: RuntimeState) -> None:
         """Remember `state`, or forget the volume when it is empty."""
         if state.is_empty:

@@ -9,6 +9,7 @@ from typing import TypedDict
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
+from csi_driver.domain.ephemeral import Ephemeral
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.growth import Growth
 from csi_driver.domain.kinship import Kinship
@@ -73,6 +74,7 @@ class Node:
             staging=self.staging,
             sources=Sources(node_id, self.pools, **held),
         )
+        self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)
         self._startup = Startup(
             pools,
             driver_name=driver_name,

@@ -51,12 +51,16 @@ def initialise_pool(directory: str, driver_name: str) -> PoolIdentity:
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """One pool as the operator gives it: `--pool NAME=DIR[,overcommit=N][,init=true]`."""
+    """One pool as the operator gives it: `--pool NAME=DIR[,overcommit=N][,init=true][,ephemeral=SIZE]`.
+
+    `ephemeral_bytes`: what all inline ephemeral volumes in it may have together; 0: there may be none.
+    """
 
     name: PoolName
     directory: str
     overcommit: float = 1.0
     init: bool = False
+    ephemeral_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +81,7 @@ class Pool:
         """
         self.name = options.name
         self.overcommit = options.overcommit
+        self.ephemeral_bytes = options.ephemeral_bytes
         self.store = PoolDirectory(options.directory, driver_name)
         # The directory itself, and no file in it: whoever holds a file that was replaced holds nothing.
         if not lock.try_lock(self.store.root_fd):

@@ -11,6 +11,7 @@ from csi_driver.model import (
     AccessType,
     CapacityRange,
     Volume,
+    VolumeSpec,
     VolumeType,
     round_up,
 )
@@ -73,6 +74,15 @@ def choose_copy_capacity(asked: CapacityRange, *, source_bytes: int, minimum: in
             f"capacity_range.required_bytes: {asked.required_bytes} is less than the {source_bytes} bytes of the source"
         )
     return given
+
+
+def planned_bytes(spec: VolumeSpec) -> int:
+    """The size that a new volume of this spec gets.
+
+    Raises: CapacityOutOfRange.
+    """
+    kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
+    return choose_capacity(spec.capacity_range, minimum=minimum_bytes(*kind), maximum=maximum_bytes(*kind))
 
 
 def satisfies(capacity_bytes: int, asked: CapacityRange) -> bool:

@@ -209,7 +209,7 @@ class Snapshots:
 
     def _source(self, spec: SnapshotSpec) -> Volume:
         try:
-            return self._volumes.get(spec.source_volume_id)
+            return self._volumes.persistent(spec.source_volume_id)
         except VolumeNotFound as cause:
             raise SourceNotFound("source_volume_id", spec.source_volume_id) from cause
 

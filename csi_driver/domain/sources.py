@@ -140,7 +140,7 @@ class Sources:
         return Origin(pool, snapshot, snapshot.size_bytes, content_fd)
 
     def _volume(self, volume_id: str, held: ExitStack, deadline: float | None) -> Origin:
-        self._volumes.get(volume_id)
+        self._volumes.persistent(volume_id)
         held.enter_context(self._claims.reading(("volume", volume_id)))
         volume = self._volumes.get(volume_id)
         pool = self._pools.of(volume)

@@ -95,7 +95,7 @@ class Staging:
         Raises: VolumeInUse while it is published or held open; VolumeBusy.
         """
         backend = self._pools.backend(volume)
-        staged_at = self._mounts.state(volume.volume_id).staging_target_path
+        staged_at = self._mounts.staging_path(volume)
         published = self._mounts.elsewhere(volume, backend, staged_at)
         if published:
             raise VolumeInUse(volume.volume_id, f"mounted at {', '.join(published)}")

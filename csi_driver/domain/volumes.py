@@ -129,18 +129,15 @@ class Volumes:
         return volume
 
     def _planned(self, spec: VolumeSpec) -> Volume:
-        kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
-        capacity_bytes = sizes.choose_capacity(
-            spec.capacity_range, minimum=sizes.minimum_bytes(*kind), maximum=sizes.maximum_bytes(*kind)
-        )
         return Volume(
             volume_id=VolumeId(f"vol-{self._node_key}-{secrets.token_hex(8)}"),
             name=spec.name,
-            capacity_bytes=capacity_bytes,
+            capacity_bytes=sizes.planned_bytes(spec),
             access_type=spec.access_type,
             fs_type=spec.fs_type,
             parameters=spec.parameters,
             created_at=time.time(),
+            pod=spec.pod,
         )
 
     def _planned_copy(self, spec: VolumeSpec, origin: Origin, *, shares: bool) -> Volume:
@@ -234,11 +231,16 @@ def _explained(cause: OSError, pool: Pool, volume: Volume) -> Exception:
     return cause
 
 
+def _lifecycle(one: Volume | VolumeSpec) -> str:
+    return "ephemeral" if one.is_ephemeral else "persistent"
+
+
 def _check_same(volume: Volume, spec: VolumeSpec, is_accessible: bool) -> None:
     """Refuse a spec that the existing volume of its name does not fulfil, naming the first difference."""
     asked, held = spec.parameters, volume.parameters
     differences = [
         ("accessibility_requirements", "this node", "this node" if is_accessible else "others"),
+        ("lifecycle", _lifecycle(volume), _lifecycle(spec)),
         ("volume_capabilities (access type)", volume.access_type, spec.access_type),
         (
             "volume_capabilities (fs_type)",

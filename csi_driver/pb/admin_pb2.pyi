@@ -84,7 +84,7 @@ class GetVolumeRequest(_message.Message):
     def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class VolumeDetail(_message.Message):
-    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota")
+    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota", "pod")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class VolumeDetail(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     name: str
     pool: str
@@ -117,7 +118,8 @@ class VolumeDetail(_message.Message):
     message: str
     source: str
     quota: str
-    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...
+    pod: str
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")

@@ -131,6 +131,7 @@ def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
         message=view.message,
         quota=volume.parameters.quota if volume.volume_type is VolumeType.DIRECTORY else "",
         source=f"{volume.source.kind} {volume.source.object_id}" if volume.source else "",
+        pod=(volume.pod or "unknown") if volume.is_ephemeral else "",
     )
     detail.created.FromMilliseconds(int(volume.created_at * 1000))
     return detail

@@ -58,7 +58,7 @@ class ControllerServicer(ControllerCapabilities):
     def ValidateVolumeCapabilities(
         self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, call: Call
     ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         if not request.volume_capabilities:
             parsing.capabilities(request.volume_capabilities)
         volume = self._node.catalogue.get(volume_id)
@@ -74,15 +74,19 @@ class ControllerServicer(ControllerCapabilities):
         )
 
     def ListVolumes(self, request: csi_pb2.ListVolumesRequest, call: Call) -> csi_pb2.ListVolumesResponse:
-        volumes, complete = pages.page(
-            self._node.catalogue, parsing.max_entries(request.max_entries), request.starting_token
+        volumes, complete = pages.page_of(
+            self._node.catalogue,
+            parsing.max_entries(request.max_entries),
+            request.starting_token,
+            lambda volume: not volume.is_ephemeral,
         )
         return answers.volume_page((self._volume(volume) for volume in volumes), complete=complete)
 
     def ControllerGetVolume(
         self, request: csi_pb2.ControllerGetVolumeRequest, call: Call
     ) -> csi_pb2.ControllerGetVolumeResponse:
-        volume = self._node.catalogue.get(parsing.volume_id(request.volume_id))
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
+        volume = self._node.catalogue.get(volume_id)
         return csi_pb2.ControllerGetVolumeResponse(
             volume=self._volume(volume), status=csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
         )
@@ -90,7 +94,7 @@ class ControllerServicer(ControllerCapabilities):
     def ControllerExpandVolume(
         self, request: csi_pb2.ControllerExpandVolumeRequest, call: Call
     ) -> csi_pb2.ControllerExpandVolumeResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         asked = parsing.larger_range(request)
         capability = parsing.optional_capability(request)
         volume = self._node.growth.expand(volume_id, asked, capability, call.deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from csi_driver.domain.node import Node
 from csi_driver.pb import csi_pb2
-from csi_driver.rpc import answers, parsing
+from csi_driver.rpc import answers, ephemeral, parsing
 from csi_driver.rpc.edge import Call
 
 _Type = csi_pb2.NodeServiceCapability.RPC
@@ -23,7 +23,7 @@ class NodeServicer:
         self._node = node
 
     def NodeStageVolume(self, request: csi_pb2.NodeStageVolumeRequest, call: Call) -> csi_pb2.NodeStageVolumeResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         path = parsing.path("staging_target_path", request.staging_target_path)
         capability = parsing.staging_capability(request)
         answers.check_volume_context(self._node.catalogue.get(volume_id), request.volume_context)
@@ -33,7 +33,7 @@ class NodeServicer:
     def NodeUnstageVolume(
         self, request: csi_pb2.NodeUnstageVolumeRequest, call: Call
     ) -> csi_pb2.NodeUnstageVolumeResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         path = parsing.path("staging_target_path", request.staging_target_path)
         self._node.staging.unstage(volume_id, path, call.deadline)
         return csi_pb2.NodeUnstageVolumeResponse()
@@ -41,8 +41,13 @@ class NodeServicer:
     def NodePublishVolume(
         self, request: csi_pb2.NodePublishVolumeRequest, call: Call
     ) -> csi_pb2.NodePublishVolumeResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         publication = parsing.publication(request)
+        if ephemeral.is_asked(request.volume_context):
+            asked = ephemeral.spec(volume_id, publication, request.volume_context)
+            with ephemeral.as_attributes():
+                self._node.ephemeral.publish(asked, publication, call.deadline)
+            return csi_pb2.NodePublishVolumeResponse()
         answers.check_volume_context(self._node.catalogue.get(volume_id), request.volume_context)
         self._node.publishing.publish(volume_id, request.staging_target_path, publication, call.deadline)
         return csi_pb2.NodePublishVolumeResponse()
@@ -50,9 +55,12 @@ class NodeServicer:
     def NodeUnpublishVolume(
         self, request: csi_pb2.NodeUnpublishVolumeRequest, call: Call
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         path = parsing.path("target_path", request.target_path)
-        self._node.publishing.unpublish(volume_id, path, call.deadline)
+        if self._node.ephemeral.is_handle(volume_id):
+            self._node.ephemeral.unpublish(volume_id, path, call.deadline)
+        else:
+            self._node.publishing.unpublish(volume_id, path, call.deadline)
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def NodeGetVolumeStats(
@@ -60,13 +68,13 @@ class NodeServicer:
     ) -> csi_pb2.NodeGetVolumeStatsResponse:
         volume_id = parsing.volume_id(request.volume_id)
         path = parsing.path("volume_path", request.volume_path)
-        usage = self._node.statistics.usage(volume_id, path, call.deadline)
+        usage = self._node.statistics.usage(self._node.ephemeral.id_of(volume_id), path, call.deadline)
         return answers.usage(usage)
 
     def NodeExpandVolume(
         self, request: csi_pb2.NodeExpandVolumeRequest, call: Call
     ) -> csi_pb2.NodeExpandVolumeResponse:
-        volume_id = parsing.volume_id(request.volume_id)
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
         path = parsing.path("volume_path", request.volume_path)
         asked = parsing.capacity_range(request.capacity_range)
         capability = parsing.optional_capability(request)

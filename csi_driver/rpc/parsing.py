@@ -6,10 +6,10 @@ Every refusal names the field as the request spells it, what was given and what 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from csi_driver.errors import CapabilityExceeded, InvalidField, MissingField
+from csi_driver.errors import CapabilityExceeded, InvalidField, MissingField, VolumeNotFound
 from csi_driver.model import (
     AccessMode,
     AccessType,
@@ -48,6 +48,17 @@ def volume_id(value: str, field: str = "volume_id") -> str:
     if not _VOLUME_ID.fullmatch(value):
         raise InvalidField(field, value, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
     return value
+
+
+def persistent_id(value: str, is_ephemeral: Callable[[str], bool]) -> str:
+    """An id for a call that no ephemeral volume has: whoever names the id of one, in a PersistentVolume, finds none.
+
+    Raises: VolumeNotFound.
+    """
+    checked = volume_id(value)
+    if is_ephemeral(checked):
+        raise VolumeNotFound(checked)
+    return checked
 
 
 def snapshot_id(value: str) -> str:

@@ -15,6 +15,7 @@ REDACTED = "***"
 # Kubelet puts tokens into the volume context beside the pod's name: only keys that are known to be harmless are shown.
 _SHOWN_KEYS = frozenset(
     {
+        "size",
         "type",
         "pool",
         "provisioning",

@@ -43,6 +43,10 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.CapacityOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.InsufficientCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoRoomToGrow: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # Kubelet takes RESOURCE_EXHAUSTED for "may still be running", and unpublishes what may be there.
+    errors.EphemeralCeiling: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.EphemeralForbidden: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.EphemeralUnfinished: grpc.StatusCode.ABORTED,
     errors.TopologyUnsatisfiable: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.VolumeDamaged: grpc.StatusCode.INTERNAL,

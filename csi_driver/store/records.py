@@ -149,7 +149,10 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
     source = {"source": {"kind": volume.source.kind, "id": volume.source.object_id}} if volume.source else {}
     lineage = {"lineage": volume.lineage} if volume.lineage else {}
     growth = {"growing_to_bytes": volume.growing_to_bytes} if volume.growing_to_bytes else {}
+    # Only where it says something: records of other volumes are as they always were.
+    of_pod = {"pod": volume.pod} if volume.is_ephemeral else {}
     return {
+        **of_pod,
         **growth,
         "volume_id": volume.volume_id,
         "name": volume.name,
@@ -206,6 +209,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             source=_source_from(body.get("source")),
             lineage=str(body.get("lineage", "")),
             growing_to_bytes=int(body.get("growing_to_bytes", 0)),
+            pod=body.get("pod"),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause

@@ -411,6 +411,8 @@ REFUSED: dict[str, tuple[tuple[str | bytes, ...], tuple[str, ...]]] = {
     "a node with a bad pool": (("node", "--pool", "relative"), ("pool", "NAME=DIR")),
     "a node with a relative pool": (("node", "--pool", "a=b"), ("pool", "absolute")),
     "a node with a pool twice": (("node", "--pool", "a=/x", "--pool", "a=/y"), ("pool", "once")),
+    "a node with a bad ceiling": (("node", "--pool", "a=/x,ephemeral=10GiB"), ("ephemeral=10GiB", "such as 64Mi")),
+    "a node with no ceiling": (("node", "--pool", "a=/x,ephemeral=0"), ("ephemeral=0", "at least 1 byte")),
     "a node with a bad overcommit": (("node", "--pool", "a=/x,overcommit=0"), ("overcommit=0", "1.0 to")),
     "a node with an upper-case driver name": (("node", "--driver-name", "CSI.Example"), ("driver-name", "54")),
     "a node with a driver name too long for its topology key": (("node", "--driver-name", "d" * 55), ("54",)),

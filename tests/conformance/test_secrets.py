@@ -115,6 +115,15 @@ def leaking(given: str) -> dict[str, tuple[str, dict[str, Any]]]:
             {"volume_id": given, "volume_capabilities": [capability()], "volume_context": {"unknown": MARK}},
         ),
         "huge context": ("NodePublishVolume", {**publish, "volume_context": {"unknown": MARK * 1000}}),
+        "ephemeral context": (
+            "NodePublishVolume",
+            {
+                **publish,
+                "volume_id": "csi-ephemeral",
+                "volume_context": {**tokens, "csi.storage.k8s.io/ephemeral": "true"},
+                "secrets": {"password": MARK},
+            },
+        ),
         "stage flag": ("NodeStageVolume", {**stage, "volume_capability": flagged}),
         "publish flag": ("NodePublishVolume", {**publish, "volume_capability": flagged}),
         "create flag": ("CreateVolume", {"name": "leak", "volume_capabilities": [flagged]}),

@@ -26,7 +26,7 @@ def lanes(tmp_path_factory: pytest.TempPathFactory, private_mounts: None) -> Ite
     with contextlib.ExitStack() as cleanup:
         made = []
         for number in range(2):
-            lane = Lane.make(tmp_path_factory.mktemp(f"lane{number}", numbered=False))
+            lane = Lane.make(tmp_path_factory.mktemp(f"lane{number}"))
             cleanup.callback(lane.remove)
             made.append(lane)
         yield Lanes(made)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from csi_driver import faults
-from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, run
+from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, admin_volumes, run
 
 T = TypeVar("T")
 TRIES = 3  # I8: a retry heals within three calls
@@ -183,7 +183,8 @@ class Lane:
     def make(cls, where: Path) -> Lane:
         places = [PoolPlace.make(where / name, name, 3 * GIB) for name in ("host", "xfs", "btrfs")]
         environment = {faults.CRASH_AT: f"@{where / 'armed'}", faults.CRASH_LOG: str(where / "passed")}
-        driver = Driver(where / "driver", places, names=["default", "xfs", "btrfs"], environment=environment)
+        names, options = ["default", "xfs", "btrfs"], [",ephemeral=1Gi"] * 3
+        driver = Driver(where / "driver", places, names=names, options=options, environment=environment)
         lane = cls(where, driver)
         driver.start()
         lane._add_bystanders()
@@ -358,6 +359,9 @@ class Lane:
         for volume_id in set(self.listed()) - self.bystander_ids:
             with contextlib.suppress(Failure):
                 self.driver.call("DeleteVolume", volume_id=volume_id)
+        for one in admin_volumes(self.driver):
+            if one.pod:
+                self.driver.call("DeleteVolume", volume_id=one.volume_id)
         self.before = self.observe()
 
     def _add_bystanders(self) -> None:

@@ -16,6 +16,7 @@ import json
 import re
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -43,7 +44,7 @@ OTHER: Object = {
     "driverName": "disks.example.com",
     "kubeletDir": "/var/lib/other/kubelet",
     "pools": [
-        {"name": "fast", "path": "/nvme/volumes", "overcommit": 1.5},
+        {"name": "fast", "path": "/nvme/volumes", "overcommit": 1.5, "ephemeral": "1.5Gi"},
         {"name": "slow", "path": "/hdd", "init": True},
     ],
 }
@@ -60,7 +61,9 @@ def asked_of(workload: Object, monkeypatch: pytest.MonkeyPatch, **downward: str)
     for name, value in (variables(workload) | downward).items():
         monkeypatch.setenv(name, value)
     name, *arguments = container(workload, "hostvol")["args"]
-    return app.cli.commands[name].make_context(name, list(arguments)).params
+    # Below the group as in the program: a command keeps the first help option that it is asked for.
+    group = click.Context(app.cli, **app.cli.context_settings)
+    return app.cli.commands[name].make_context(name, list(arguments), parent=group).params
 
 
 def node_configuration(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> app.NodeConfig:
@@ -166,7 +169,7 @@ def test_the_nodes_arguments_are_understood_as_they_are_meant(monkeypatch: pytes
         node_id="worker-1",
         driver_name="disks.example.com",
         pools=(
-            PoolOptions(PoolName("fast"), "/nvme/volumes", 1.5),
+            PoolOptions(PoolName("fast"), "/nvme/volumes", 1.5, ephemeral_bytes=3 << 29),
             PoolOptions(PoolName("slow"), "/hdd", init=True),
         ),
         state_dir="/run/hostvol",
@@ -185,6 +188,15 @@ def test_the_defaults_of_chart_and_driver_agree(objects: Objects, monkeypatch: p
     assert mounts[config.controller_token.removesuffix("/token")] == "token"
     assert mounts[config.controller_ca.removesuffix("/ca.crt")] == "controller-ca"
     assert variables(objects[NODE])["HOSTVOL_NODE_ID"] == "spec.nodeName"
+
+
+def test_a_pool_takes_ephemeral_volumes_only_where_its_operator_says_so(objects: Objects) -> None:
+    driver = objects["CSIDriver", DEFAULT_DRIVER_NAME]
+    assert driver["spec"]["volumeLifecycleModes"] == ["Persistent", "Ephemeral"]
+    # Kubelet's word, which overrides a pod's and a PersistentVolume's.
+    assert driver["spec"]["podInfoOnMount"] is True
+    assert driver["metadata"]["labels"]["security.kubernetes.io/csi-ephemeral-volume-profile"] == "restricted"
+    assert not [one for one in container(objects[NODE], "hostvol")["args"] if "ephemeral" in one]
 
 
 def test_the_controllers_arguments_are_understood_as_they_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +353,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"pools": [POOL | {"overcommit": 0.5}]}, "at '/pools/0/overcommit'"),
     ({"pools": [POOL | {"overcommit": "2"}]}, "at '/pools/0/overcommit'"),
     ({"pools": [POOL | {"init": "true"}]}, "at '/pools/0/init'"),
+    ({"pools": [POOL | {"ephemeral": "10GiB"}]}, "at '/pools/0/ephemeral'"),
+    ({"pools": [POOL | {"ephemeral": "1Gi,init=true"}]}, "at '/pools/0/ephemeral'"),
+    ({"pools": [POOL | {"ephemeral": 10}]}, "at '/pools/0/ephemeral'"),
     ({"pools": [POOL | {"thick": True}]}, "at '/pools/0': additional properties 'thick'"),
     ({"pools": [POOL, POOL | {"path": "/b"}]}, "pools[1].name"),
     ({"pools": [POOL, POOL | {"name": "b"}]}, "pools[1].path"),

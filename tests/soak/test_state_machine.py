@@ -6,8 +6,8 @@
   whether the driver was restarted, killed, killed in the middle of a call, or its reply was lost.
 - A volume never becomes smaller, and is as large as it was told to be: its answers, its image, its device.
 - A walk in pages meets every volume that exists all the while exactly once, whatever happens between its pages.
-- What was written to a volume is read from it until it is deleted, and from every volume that is made of it or of a
-  snapshot that was taken then.
+- What was written to a volume is read from it until it is deleted (by its pod's unpublish, if it is an ephemeral one),
+  and from every volume that is made of it or of a snapshot that was taken then.
 
 HOSTVOL_EXAMPLES says how many examples are run, HOSTVOL_STEPS how long each is, HOSTVOL_SEED lets them differ.
 """
@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 
 from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
-from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, capability, create_request
+from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PodVolume, PoolPlace, capability, create_request
 from tests.soak.observing import assert_nothing_remains, mount_table
 from tests.soak.snapshot_rules import SnapshotRules
 
@@ -55,6 +55,8 @@ MODES = (
 )
 SHARED_MODE = "SINGLE_NODE_MULTI_WRITER"
 MAY_GROW_MOUNTED_EXT4 = growth.may_grow_mounted_ext4()
+# Inline ephemeral volumes: the pool of each.
+PODS = {"pod-here": "default", "pod-by-a-clone": "pool1"}
 # Each costs as much time as forty calls.
 DISTURBANCES_PER_EXAMPLE = 2
 
@@ -112,6 +114,16 @@ class VolumeModel:
         return is_ext4 and self.shown_bytes < self.size_bytes and not MAY_GROW_MOUNTED_EXT4
 
 
+@dataclass
+class PodModel:
+    """What must be true of one inline ephemeral volume."""
+
+    inline: PodVolume
+    read_only: bool
+    written: str = ""
+
+
+pods = st.sampled_from(sorted(PODS))
 names = st.sampled_from((*NAMES, "red", "green", "red"))
 kinds = st.sampled_from(sorted(KINDS))
 modes = st.sampled_from((*MODES, SHARED_MODE, SHARED_MODE, SHARED_MODE))
@@ -129,6 +141,7 @@ class Machine(SnapshotRules):
     def __init__(self) -> None:
         super().__init__()
         self.volumes: dict[str, VolumeModel] = {}
+        self.pods: dict[str, PodModel] = {}
         self.gone: list[str] = []
         self.deleted_while_staged_at: dict[str, str] = {}
         self.disturbances = 0
@@ -456,6 +469,27 @@ class Machine(SnapshotRules):
             if volume.kind.block:
                 assert answer.usage[0].total == volume.size_bytes
 
+    # Node, as kubelet calls it for inline ephemeral volumes
+
+    @rule(pod=pods, readonly=st.sampled_from((False, False, True)), text=st.sampled_from(("", "pears")), loss=losses)
+    def pod_begins(self, pod: str, readonly: bool, text: str, loss: str) -> None:
+        inline, held = PodVolume(self.driver, pod, {"size": "8Mi", "pool": PODS[pod]}), self.pods.get(pod)
+        is_other = held is not None and held.read_only != readonly
+        request = inline.publish_request(readonly=readonly)
+        self.expect({Code.ALREADY_EXISTS} if is_other else {Code.OK}, "NodePublishVolume", request, loss=loss)
+        model = self.pods.setdefault(pod, PodModel(inline, readonly))
+        assert read(inline.target(), KINDS["ext4"]) == model.written
+        if text and not model.read_only:
+            write(inline.target(), KINDS["ext4"], text)
+            model.written = text
+
+    @rule(pod=pods, loss=losses)
+    def pod_ends(self, pod: str, loss: str) -> None:
+        inline = PodVolume(self.driver, pod)
+        target = inline.target()
+        self.expect({Code.OK}, "NodeUnpublishVolume", volume_id=inline.handle, target_path=target, loss=loss)
+        self.pods.pop(pod, None)
+
     # the workload
 
     @rule(name=names, text=st.sampled_from(("apple", "plums")))
@@ -515,15 +549,17 @@ class Machine(SnapshotRules):
             if volume.staged_at and not volume.kind.block:
                 expected.append((volume.staged_at, False))
             expected += [(target, held.read_only) for target, held in volume.publications.items()]
+        of_pods = {pod.inline.target(): pod.read_only for pod in self.pods.values()}
+        expected += of_pods.items()
         assert sorted(mount_table(self.driver.home)) == sorted(expected)
         published = {target for volume in self.volumes.values() for target in volume.publications}
-        left = {str(path) for path in (self.driver.home / "targets").glob("*")} - published
+        left = {str(path) for path in (self.driver.home / "targets").glob("*")} - published - set(of_pods)
         assert not left, "a target was left behind"
 
     @invariant()
     def the_loop_devices_are_the_models(self) -> None:
         attached = [volume for volume in self.volumes.values() if volume.staged_at and volume.kind.is_image]
-        assert len(self.driver.loops()) == len(attached)
+        assert len(self.driver.loops()) == len(attached) + len(self.pods)
 
     def teardown(self) -> None:
         self.drop_snapshots()
@@ -531,6 +567,8 @@ class Machine(SnapshotRules):
             volume = self.modelled(name)
             if volume is not None:
                 self.drain(volume)
+        for pod in list(self.pods):
+            self.pod_ends(pod=pod, loss="")
         assert_nothing_remains(self.driver)
 
     def drain(self, volume: VolumeModel) -> None:
@@ -575,7 +613,7 @@ def refuses_writes(target: str, kind: Kind) -> bool:
 def test_every_order_of_calls_does_what_the_model_says(
     make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver], tmp_path: Path
 ) -> None:
-    Machine.driver = make_driver(tmp_path / "pool", make_pool("xfs", 1 << 30))
+    Machine.driver = make_driver(tmp_path / "pool", make_pool("xfs", 1 << 30), options=[",ephemeral=64Mi"] * 2)
     Machine.counts.clear()
     profile = settings(
         max_examples=EXAMPLES,
