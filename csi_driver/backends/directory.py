@@ -156,9 +156,11 @@ class DirectoryBackend:
             os.close(data_fd)
 
     def used_in(self, volume: Volume, object_fd: int) -> int:
-        """What a directory with a qgroup refers to, below `object_fd`; 0 without a limit."""
+        """What the directory below `object_fd` holds, as its quota counts it; 0 without a limit."""
         if volume.parameters.quota is QuotaPolicy.NONE:
             return 0
+        if self._kind is QuotaKind.PROJECT:
+            return self._used_bytes(volume)
         data_fd = durable.open_directory(DATA, dir_fd=object_fd)
         try:
             return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced

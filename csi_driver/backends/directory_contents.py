@@ -13,12 +13,12 @@ from typing import Final
 from csi_driver.backends.directory import DATA, DirectoryBackend
 from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, btrfs_snapshots, reflink, sync, tree_copy
-from csi_driver.model import Volume
+from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, tree_copy
+from csi_driver.model import MIB, QuotaPolicy, Volume
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
 
-_NO_ROOM: Final = errno.EDQUOT
+_SOME_ROOM: Final = MIB
 
 
 class DirectoryContents:
@@ -97,15 +97,17 @@ class DirectoryContents:
                 btrfs_snapshots.snapshot(content_fd, object_fd, DATA, read_only=False)
                 crash_point("directory.shared")
                 self._backend.limit(volume, object_fd)
-                self._check_fits(volume, object_fd)
             else:
                 # The limit goes first: what is made in the directory is of its project then.
                 self._backend.build(volume, object_fd)
                 self._fill_made(content_fd, object_fd, _share if share else _copy, progress)
         except OSError as cause:
-            if cause.errno == _NO_ROOM:
+            if self._is_limit(volume, cause):
                 raise _too_large(volume) from cause
             raise
+        # Whoever has CAP_SYS_RESOURCE is held by no quota of ext4, and a snapshot of a subvolume by none at all.
+        if self._backend.used_in(volume, object_fd) > volume.capacity_bytes:
+            raise _too_large(volume)
 
     def still(self, volume: Volume, content_fd: int) -> int | None:
         """Nothing: a directory that does not change is made by a snapshot of it."""
@@ -115,9 +117,13 @@ class DirectoryContents:
         """Whether one snapshot holds all of the content: subvolumes inside would be empty in it."""
         return btrfs.is_subvolume(content_fd) and not btrfs_snapshots.holds_subvolumes(content_fd)
 
-    def _check_fits(self, volume: Volume, object_fd: int) -> None:
-        if self._backend.used_in(volume, object_fd) > volume.capacity_bytes:
-            raise _too_large(volume)
+    def _is_limit(self, volume: Volume, cause: OSError) -> bool:
+        """Whether it was the directory's own limit; XFS says of a project's that there is no space."""
+        if volume.parameters.quota is QuotaPolicy.NONE:
+            return False
+        if cause.errno == errno.ENOSPC:
+            return filesystem.space(self._pool.root_fd).available_bytes > _SOME_ROOM
+        return cause.errno == errno.EDQUOT
 
     def _fill(
         self, content_fd: int, object_fd: int, copy_file: tree_copy.CopyFile, progress: Callable[[int], None]

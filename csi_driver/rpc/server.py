@@ -25,7 +25,9 @@ from csi_driver.rpc.holder import HolderServicer
 from csi_driver.rpc.identity import IdentityServicer
 from csi_driver.rpc.node import NodeServicer
 
-_STATISTICS = frozenset({"NodeGetVolumeStats", "ListPools", "ListVolumes", "GetVolume", "GetCapacity"})
+_STATISTICS = frozenset(
+    {"NodeGetVolumeStats", "ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity"}
+)
 _INSTANT = frozenset({"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities"})
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),

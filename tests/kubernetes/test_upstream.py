@@ -16,15 +16,16 @@ from tests.kubernetes.kubernetes import ROOT, CommandFailed, Kubernetes, run
 # A spec's own words, and why it does not concern this driver.
 SKIPPED = {
     "has no configured VolumeAttributesClass": "no parameter of a living volume can change in this version",
-    "does not support populating data from snapshot": "no snapshots in this version",
-    "does not support cloning": "no clones in this version",
     "does not support online volume expansion": "asks for CAP_SYS_RESOURCE with ext4; see test_growth.py",
-    "VolumeBindingMode immediate is not compatible with a multi-topology environment": "a volume lives on one node",
+    "does not support ROX access mode": "a volume lives on one node",
+    "VolumeBindingMode immediate is not compatible with a multi-topology environment": "the same",
     "Multiple generic ephemeral volumes with immediate binding may cause pod startup failures": "the same",
     "raw block volumes cannot be read-only": "of the spec itself",
     "Test is not valid for Block volume mode": "of the spec itself",
     "skipping multiple PV mount test for block mode": "of the spec itself",
     "Block volumes do not support mount options": "of the spec itself",
+    'volume type "GenericEphemeralVolume" is ephemeral': "of the spec itself",
+    'volume type "DynamicPV" is not ephemeral': "of the spec itself",
 }
 # Left out from the beginning: their pods' images are not part of the suite (volume populators).
 LEFT_OUT = r"\[Disruptive\]|\[Slow\]|\[Feature:Windows\]|any volume data source|AnyVolumeDataSource"
@@ -44,7 +45,7 @@ def test_the_upstream_specs_pass(kubernetes: Kubernetes, tmp_path: Path) -> None
         raise AssertionError(f"{failed(tmp_path / 'junit.xml')}\n{failure}") from failure
     cases = list(ElementTree.parse(tmp_path / "junit.xml").iter("testcase"))
     passed = [case for case in cases if case.get("status") == "passed" and "[It]" in str(case.get("name"))]
-    assert len(passed) >= 38
+    assert len(passed) >= 53
     reasons = {why for case in cases for found in case.iter("skipped") if (why := reason(str(found.get("message"))))}
     unknown = [why for why in reasons if not any(known in why for known in SKIPPED)]
     assert unknown == []
