@@ -31,7 +31,8 @@ from csi_driver.linux import reflink
 from tests.harness import GIB, PoolPlace, run
 from tests.powercut import cut_power
 
-SIZE_BYTES = 4 * GIB
+# Room for all volumes that the callers may have at once, each grown to twice its size; what is not written takes none.
+SIZE_BYTES = 12 * GIB
 _UNMOUNT_SECONDS = 20.0
 
 

@@ -230,6 +230,12 @@ print(json.dumps(found))
 """
 
 
+def with_pool(**settings: str) -> tuple[str, ...]:
+    """Arguments of `install`: the default pool, with more settings. Helm replaces a list as a whole."""
+    pool = {"name": "default", "path": POOL, "init": "true", **settings}
+    return tuple(word for key, value in pool.items() for word in ("--set", f"pools[0].{key}={value}"))
+
+
 def is_ready(pod: Object) -> bool:
     conditions = pod["status"].get("conditions", [])
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

@@ -17,26 +17,20 @@ import pytest
 from tests.kubernetes.kubernetes import (
     DRIVER,
     NAMESPACE,
-    POOL,
     CommandFailed,
     Kubernetes,
     Object,
     PodMaker,
     until,
+    with_pool,
 )
 from tests.kubernetes.test_lifecycle import mount_of, restart
-
-# Helm replaces a list as a whole.
-ALLOWED = (
-    *("--set", "pools[0].name=default", "--set", f"pools[0].path={POOL}", "--set", "pools[0].init=true"),
-    *("--set", "pools[0].ephemeral=1Gi"),
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def allowed(kubernetes: Kubernetes) -> Iterator[None]:
     """The operator's word for it, taken back at the end."""
-    kubernetes.install(*ALLOWED)
+    kubernetes.install(*with_pool(ephemeral="1Gi"))
     yield
     kubernetes.install()
 

@@ -6,12 +6,13 @@ What they skip by themselves, they skip for one of the reasons here and no other
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.kubernetes.kubernetes import ROOT, CommandFailed, Kubernetes, run
+from tests.kubernetes.kubernetes import ROOT, CommandFailed, Kubernetes, run, with_pool
 
 # A spec's own words, and why it does not concern this driver.
 SKIPPED = {
@@ -31,9 +32,17 @@ SKIPPED = {
 LEFT_OUT = r"\[Disruptive\]|\[Slow\]|\[Feature:Windows\]|any volume data source|AnyVolumeDataSource"
 
 
+@pytest.fixture
+def allowed(kubernetes: Kubernetes) -> Iterator[None]:
+    """Inline ephemeral volumes, of a gibibyte each, as many as run at once."""
+    kubernetes.install(*with_pool(ephemeral="16Gi"))
+    yield
+    kubernetes.install()
+
+
 @pytest.mark.cluster_tool
 @pytest.mark.timeout(1500)
-def test_the_upstream_specs_pass(kubernetes: Kubernetes, tmp_path: Path) -> None:
+def test_the_upstream_specs_pass(kubernetes: Kubernetes, allowed: None, tmp_path: Path) -> None:
     command = [
         *(kubernetes.settings.tool, "e2e", "--driver", str(ROOT / "tests/kubernetes/e2e-driver.yaml")),
         *("External.Storage", "--procs", "4", "--skip", LEFT_OUT),
