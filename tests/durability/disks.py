@@ -63,7 +63,7 @@ class Disk(ABC):
         unmount(self.mount_point)
         self.replace_image()
         options = f"loop,{self.mount_options}" if self.mount_options else "loop"
-        run("mount", "-o", options, str(self.image), str(self.mount_point))
+        mount(options, self.image, self.mount_point)
 
     def replace_image(self) -> None:  # noqa: B027 - most disks keep their image
         """Put in the image's place what the disk would hold."""
@@ -100,6 +100,18 @@ class ClonedDisk(Disk):
     def remove(self) -> None:
         super().remove()
         self.outer.remove()
+
+
+def mount(options: str, image: Path, mount_point: Path) -> None:
+    """mount(8) finds a loop device, attaches and mounts in steps between which another process's may come: once more.
+
+    What a cut has broken stays broken.
+    """
+    try:
+        run("mount", "-o", options, str(image), str(mount_point))
+    except AssertionError:
+        time.sleep(1.0)
+        run("mount", "-o", options, str(image), str(mount_point))
 
 
 def unmount(mount_point: Path) -> None:
