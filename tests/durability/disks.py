@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from csi_driver.linux import reflink
-from tests.harness import GIB, PoolPlace, run
+from tests.harness import GIB, PoolPlace, backing_files, run
 from tests.powercut import cut_power
 
 # Room for all volumes that the callers may have at once, each grown to twice its size; what is not written takes none.
@@ -61,9 +61,10 @@ class Disk(ABC):
     def recover(self) -> None:
         """Mount what the cut left. Nothing may use the filesystem any more."""
         unmount(self.mount_point)
+        wait_until_released(self.image)
         self.replace_image()
         options = f"loop,{self.mount_options}" if self.mount_options else "loop"
-        mount(options, self.image, self.mount_point)
+        run("mount", "-o", options, str(self.image), str(self.mount_point))
 
     def replace_image(self) -> None:  # noqa: B027 - most disks keep their image
         """Put in the image's place what the disk would hold."""
@@ -102,18 +103,6 @@ class ClonedDisk(Disk):
         self.outer.remove()
 
 
-def mount(options: str, image: Path, mount_point: Path) -> None:
-    """mount(8) finds a loop device, attaches and mounts in steps between which another process's may come: once more.
-
-    What a cut has broken stays broken.
-    """
-    try:
-        run("mount", "-o", options, str(image), str(mount_point))
-    except AssertionError:
-        time.sleep(1.0)
-        run("mount", "-o", options, str(image), str(mount_point))
-
-
 def unmount(mount_point: Path) -> None:
     """A plain umount, repeated while the last user is still on its way out."""
     ends = time.monotonic() + _UNMOUNT_SECONDS
@@ -123,4 +112,16 @@ def unmount(mount_point: Path) -> None:
             return
         if "busy" not in done.stderr or time.monotonic() > ends:
             raise AssertionError(done.stderr)
+        time.sleep(0.02)
+
+
+def wait_until_released(image: Path) -> None:
+    """Wait until no loop device shows the image: whoever has one open for a moment (mke2fs opens all) delays its end.
+
+    Of two devices with one btrfs the kernel would mount the older: the disk from before the cut, and the next cut would
+    be one of a file that nobody writes to.
+    """
+    ends = time.monotonic() + _UNMOUNT_SECONDS
+    while any(path == str(image) for _, path in backing_files()):
+        assert time.monotonic() < ends, f"{image} stays attached"
         time.sleep(0.02)
