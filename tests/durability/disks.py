@@ -85,11 +85,11 @@ class ShutDownDisk(Disk):
 class ClonedDisk(Disk):
     """Any filesystem, its image on an XFS that is cloned at the cut."""
 
-    def __init__(self, where: Path, fs_type: str) -> None:
+    def __init__(self, where: Path, fs_type: str, mount: str = "") -> None:
         self.outer = PoolPlace.make(where / "outer", "xfs", 2 * SIZE_BYTES)
         assert self.outer.mount_point is not None
         self._copy = self.outer.mount_point / "copy.img"
-        super().__init__(self.outer.mount_point / "inner", fs_type)
+        super().__init__(self.outer.mount_point / "inner", fs_type, mount)
 
     def cut(self) -> None:
         with self.image.open("rb") as source, self._copy.open("xb") as target:
