@@ -27,6 +27,7 @@ SKIPPED = {
     "Block volumes do not support mount options": "of the spec itself",
     'volume type "GenericEphemeralVolume" is ephemeral': "of the spec itself",
     'volume type "DynamicPV" is not ephemeral': "of the spec itself",
+    "Skipping CSIInlineVolume test for expansion": "of the spec itself",
 }
 # Left out from the beginning: their pods' images are not part of the suite (volume populators).
 LEFT_OUT = r"\[Disruptive\]|\[Slow\]|\[Feature:Windows\]|any volume data source|AnyVolumeDataSource"
