@@ -20,8 +20,9 @@ from csi_driver.pb import peer_pb2
 _log = logging.getLogger("hostvol.cluster")
 _LOOK_SECONDS = 5.0
 _AGAIN_SECONDS = 1800.0
-# In that time; a node that changes its words all the while must not fill the orchestrator with Events.
-_MOST_TOLD = 1000
+# Of one node in that time: one that changes its words all the while neither fills the orchestrator with Events nor
+# keeps the others from being heard.
+_MOST_TOLD = 200
 
 
 class EventWriter(Protocol):
@@ -62,18 +63,26 @@ class Alarms:
         horizon = time.monotonic() - _AGAIN_SECONDS
         self._told_at = {key: told for key, told in self._told_at.items() if told > horizon}
         for node_id, alarms in self._standing():
-            for alarm in alarms:
-                key = (node_id, alarm.message)
-                if key not in self._told_at and len(self._told_at) < _MOST_TOLD:
-                    await self._tell(node_id, alarm)
-                    self._told_at[key] = time.monotonic()
+            room = _MOST_TOLD - sum(told_node == node_id for told_node, _ in self._told_at)
+            fresh = [alarm for alarm in alarms if (node_id, alarm.message) not in self._told_at]
+            for alarm in fresh[: max(0, room)]:
+                await self._tell(node_id, alarm)
+                self._told_at[node_id, alarm.message] = time.monotonic()
 
     async def _tell(self, node_id: str, alarm: peer_pb2.Alarm) -> None:
         _log.warning("node %s: %s: %s", node_id, alarm.reason, alarm.message)
         await self._writer.tell(Subject.node(node_id), alarm.reason, alarm.message)
-        claim = await self._claim(node_id, alarm.volume_name) if alarm.volume_name else None
-        if claim is not None:
-            await self._writer.tell(claim, alarm.reason, f"on node {node_id}: {alarm.message}")
+        if alarm.volume_name:
+            await self._tell_claim(node_id, alarm)
+
+    async def _tell_claim(self, node_id: str, alarm: peer_pb2.Alarm) -> None:
+        """The node's Event is written: one that the claim's namespace does not take keeps no other alarm waiting."""
+        try:
+            claim = await self._claim(node_id, alarm.volume_name)
+            if claim is not None:
+                await self._writer.tell(claim, alarm.reason, f"on node {node_id}: {alarm.message}")
+        except OrchestratorUnavailable as cause:
+            _log.warning("node %s: no Event at the claim of %s: %s", node_id, alarm.volume_name, cause)
 
     async def _claim(self, node_id: str, volume_name: str) -> Subject | None:
         """The claim whose volume the node may speak of: one that is on this node."""

@@ -4,18 +4,27 @@
 - A node can speak only of claims whose volume is its own.
 - A pool that can hardly grant anything is told.
 - When the cause is gone, so is the alarm.
+- A claim whose namespace takes no Event, or a node that talks all the time, keeps no other alarm from being told.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from csi_driver.pb import csi_pb2
+from csi_driver.cluster.alarms import Alarms
+from csi_driver.cluster.orchestrator import Subject
+from csi_driver.cluster.registry import Registry
+from csi_driver.cluster.streams import Session
+from csi_driver.errors import OrchestratorUnavailable
+from csi_driver.model import node_key
+from csi_driver.pb import csi_pb2, peer_pb2
+from tests.cluster.api import DRIVER
 from tests.cluster.cluster import Cluster, free_port, on, topology, until
 from tests.harness import GIB, MIB, PoolPlace, create_request
 
@@ -93,6 +102,42 @@ def test_a_pool_that_is_nearly_full_is_told_until_it_is_not(
     assert standing(port) == 1
     controller.call("DeleteVolume", volume_id=held)
     until(lambda: standing(port) == 0, LOOK, "no alarm")
+
+
+def test_no_alarm_keeps_another_from_being_told() -> None:
+    talker, other = "node-a", "node-b"
+    spoken = {
+        node_key(talker): tuple(peer_pb2.Alarm(message=f"m{n}", volume_name="pvc-1") for n in range(300)),
+        node_key(other): (peer_pb2.Alarm(message="mine"),),
+    }
+
+    class Attached(Registry):
+        def sessions(self) -> list[Session]:
+            return [Session(name, node_key(name)) for name in (talker, other)]
+
+        def alarms(self, key: str) -> tuple[peer_pb2.Alarm, ...]:
+            return spoken[key]
+
+    class Writer:
+        told: ClassVar[list[tuple[str, str]]] = []
+
+        async def tell(self, subject: Subject, reason: str, message: str) -> None:
+            if subject.kind != "Node":
+                raise OrchestratorUnavailable("the namespace is being terminated")
+            self.told.append((subject.name, message))
+
+        async def persistent_volume(self, name: str) -> dict[str, Any]:
+            source = {"driver": DRIVER, "volumeHandle": f"vol-{node_key(talker)}-0"}
+            return {"spec": {"csi": source, "claimRef": {"name": "orders", "namespace": "shop"}}}
+
+    async def look() -> None:
+        alarms = Alarms(Attached(), Writer(), DRIVER)
+        for _ in range(2):
+            await alarms._tell_all()
+
+    asyncio.run(look())
+    assert (other, "mine") in Writer.told
+    assert len(Writer.told) == 200 + 1
 
 
 def standing(port: int) -> float:
