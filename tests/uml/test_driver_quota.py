@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from .machine import needs_uml, run_in_uml
+from .claims import check_claims, in_uml
 
-pytestmark = [pytest.mark.uml, needs_uml]
+pytestmark = in_uml
 
 MIB = 1 << 20
 GUEST = "tests/uml/guest_driver.py"
@@ -18,15 +17,4 @@ DISKS = ("xfs", "ext4", "btrfs")
 
 @pytest.mark.parametrize("selection", ["xfs or qgroups", "ext4"])
 def test_every_claim_about_the_driver_with_quotas_holds(tmp_path: Path, selection: str) -> None:
-    disks = [tmp_path / name for name in DISKS]
-    for disk in disks:
-        with open(disk, "wb") as file:
-            file.truncate(600 * MIB)
-    outcome = run_in_uml(
-        [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-k", selection, GUEST],
-        disks=disks,
-        timeout=280,
-        memory_mib=1024,
-    ).check()
-    assert "skipped" not in outcome.stdout
-    print(f"{outcome.stdout}{outcome.seconds:.0f} s")
+    check_claims(GUEST, selection, disks=[tmp_path / name for name in DISKS], disk_bytes=600 * MIB)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
+from .claims import check_claims, in_uml
 
-from .machine import Outcome, needs_uml, run_in_uml
-
-pytestmark = [pytest.mark.uml, needs_uml]
+pytestmark = in_uml
 
 MIB = 1 << 20
 
 
-def pytest_in_uml(*selection: str, disks: list[Path] | None = None) -> Outcome:
-    arguments = [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", *selection]
-    return run_in_uml(arguments, disks=disks or [], timeout=280, memory_mib=1536)
-
-
 def test_every_claim_about_project_quotas_holds(tmp_path: Path) -> None:
-    disks = [tmp_path / "xfs", tmp_path / "ext4", tmp_path / "spare"]
-    for disk in disks:
-        with open(disk, "wb") as file:
-            file.truncate(512 * MIB)
-    outcome = pytest_in_uml("tests/uml/guest_quota.py", disks=disks).check()
-    assert "skipped" not in outcome.stdout
-    print(outcome.stdout)
+    disks = [tmp_path / name for name in ("xfs", "ext4", "spare")]
+    check_claims("tests/uml/guest_quota.py", disks=disks, disk_bytes=512 * MIB, memory_mib=1536)
 
 
 def test_qgroups_of_an_older_kernel_are_reaped() -> None:
     """Linux 6.1 keeps the qgroup of a subvolume that is gone."""
-    outcome = pytest_in_uml("tests/linux/test_btrfs.py", "-k", "qgroup or subvolume or quota").check()
-    assert "skipped" not in outcome.stdout
-    print(outcome.stdout)
+    check_claims("tests/linux/test_btrfs.py", "qgroup or subvolume or quota", memory_mib=1536)
