@@ -8,11 +8,12 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from csi_driver.linux import extents
-from csi_driver.linux.extents import Allocation, allocated_bytes, extent_count
+from csi_driver.linux.extents import Allocation, Extent, allocated_bytes, extent_count, mapped
 
 from .filesystem_images import MIB, mounted, opened, run
 
@@ -81,6 +82,54 @@ def test_a_map_longer_than_a_batch_is_read_to_its_end(filesystem: Path) -> None:
         assert found.total == found.exclusive
         # du counts the blocks of the map as well.
         assert found.total <= disk_usage(filesystem / "fragmented") <= found.total * 1.02
+
+
+def test_every_part_of_the_map_has_its_places(filesystem: Path) -> None:
+    with opened(filesystem / "parts", NEW) as fd:
+        for number in range(1500):
+            os.pwrite(fd, b"x" * BLOCK, number * 2 * BLOCK)
+        whole = list(mapped(fd, sync=True))
+        assert len(whole) >= 1500
+        places = places_of(whole)
+        assert set(range(0, 3000 * BLOCK, 2 * BLOCK)) <= places.keys()
+        random = Random(5)
+        for _ in range(50):
+            start, end = sorted(random.randrange(3001) * BLOCK for _ in range(2))
+            found = list(mapped(fd, start=start, end=end))
+            assert all(start <= one.logical < one.end <= end for one in found)
+            assert places_of(found) == {at: place for at, place in places.items() if start <= at < end}
+        assert list(mapped(fd, start=BLOCK, end=BLOCK)) == []
+
+
+def places_of(found: list[Extent]) -> dict[int, int]:
+    """Where each block that is no hole lies."""
+    data = [one for one in found if not one.is_unwritten]
+    assert all(one.has_place for one in data)
+    return {one.logical + at: one.physical + at for one in data for at in range(0, one.length, BLOCK)}
+
+
+def test_extents_say_what_they_are(tmp_path: Path) -> None:
+    with mounted(tmp_path, "btrfs") as path:
+        with opened(path / "prealloc", NEW) as fd:
+            os.posix_fallocate(fd, 0, MIB)
+            assert [one.is_unwritten for one in mapped(fd, sync=True)] == [True]
+            os.pwrite(fd, b"x" * MIB, 0)
+            assert [(one.is_unwritten, one.is_shared) for one in mapped(fd, sync=True)] == [(False, False)]
+            with opened(path / "clone", NEW) as clone:
+                fcntl.ioctl(clone, 0x40049409, fd)
+                assert [one.is_shared for one in mapped(clone, sync=True)] == [True]
+                assert [one.physical for one in mapped(clone)] == [one.physical for one in mapped(fd)]
+        with opened(path / "memory", NEW) as fd:
+            os.pwrite(fd, b"x" * MIB, 0)
+            assert not any(one.has_place for one in mapped(fd))
+            assert all(one.has_place for one in mapped(fd, sync=True))
+        with opened(path / "inline", NEW) as fd:
+            os.pwrite(fd, b"small", 0)
+            assert [one.has_place for one in mapped(fd, sync=True)] == [False]
+        run("mount", "--options", "remount,compress-force=zstd", path)
+        with opened(path / "compressed", NEW) as fd:
+            os.pwrite(fd, b"x" * MIB, 0)
+            assert {one.has_place for one in mapped(fd, sync=True)} == {False}
 
 
 def test_shared_extents_are_total_and_not_exclusive(reflink_filesystem: Path) -> None:
