@@ -200,6 +200,13 @@ class GrowthRefused(HostvolError):
         super().__init__(f"volume {volume_id} cannot grow now: {reason}")
 
 
+class ModificationRefused(HostvolError):
+    """A parameter of the volume cannot be changed in the state that the volume or its pool is in."""
+
+    def __init__(self, volume_id: str, key: str, reason: str) -> None:
+        super().__init__(f"volume {volume_id}: mutable_parameters.{key} cannot be changed now: {reason}")
+
+
 class EphemeralForbidden(HostvolError):
     """The operator allows no inline ephemeral volumes in the pool."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import hashlib
 import re
@@ -99,6 +100,19 @@ class VolumeParameters:
     block_size: int = BLOCK_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class ParameterChanges:
+    """What is to become of a living volume's parameters (CSI mutable_parameters); None: stays as it is."""
+
+    provisioning: Provisioning | None = None
+    quota: QuotaPolicy | None = None
+
+    def applied_to(self, held: VolumeParameters) -> VolumeParameters:
+        """The parameters that a volume with these has afterwards."""
+        wanted = ((one.name, getattr(self, one.name)) for one in dataclasses.fields(self))
+        return dataclasses.replace(held, **{name: value for name, value in wanted if value is not None})
+
+
 class SourceKind(enum.StrEnum):
     """What a volume's first content was copied from."""
 
@@ -141,8 +155,9 @@ class Volume:
     """A volume as it is held; sizes in bytes, times in seconds since the epoch.
 
     `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
-    `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet.
-    `pod` as in its VolumeSpec.
+    `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet;
+    `becoming` likewise the parameters that a modification intends. `created_as` are those of its creation, which its
+    name stands for, where a modification has changed them since. `pod` as in its VolumeSpec.
     """
 
     volume_id: VolumeId
@@ -158,10 +173,17 @@ class Volume:
     source: ContentSource | None = None
     lineage: str = ""
     pod: str | None = None
+    becoming: VolumeParameters | None = None
+    created_as: VolumeParameters | None = None
 
     @property
     def object_id(self) -> str:
         return self.volume_id
+
+    @property
+    def first_parameters(self) -> VolumeParameters:
+        """The parameters that it was created with."""
+        return self.created_as or self.parameters
 
     @property
     def family(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from csi_driver.backends.attachments import Attachments
 from csi_driver.backends.image import ImageFiles
@@ -10,7 +11,7 @@ from csi_driver.errors import NotStaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR
-from csi_driver.model import Usage, Volume
+from csi_driver.model import Provisioning, Usage, Volume, VolumeParameters
 
 _DEVICE_FILESYSTEMS = frozenset({"devtmpfs", "tmpfs"})
 
@@ -42,6 +43,17 @@ class BlockImageBackend:
         """The device, where there is one, has the size of its image."""
         with self._attachments.grown_device(volume):
             pass
+
+    def require_changeable(self, volume: Volume, to: VolumeParameters) -> Volume:
+        with self._attachments.looked_at(volume):
+            return volume
+
+    def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
+        if to.provisioning is Provisioning.THICK:
+            self._files.allocate(volume, progress)
+
+    def restore(self, volume: Volume) -> None:
+        """Blocks that are allocated already belong to what the volume was promised: they stay."""
 
     def own_bytes(self, volume: Volume) -> int:
         with self._attachments.undisturbed():

@@ -6,15 +6,15 @@ import dataclasses
 import enum
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from csi_driver.backends import options
-from csi_driver.errors import GrowthRefused, InvalidField
+from csi_driver.errors import GrowthRefused, InvalidField, ModificationRefused
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, filesystem, mount, mountinfo, quota
-from csi_driver.model import QuotaPolicy, Usage, Volume
+from csi_driver.linux import btrfs, filesystem, mount, mountinfo, quota, sync
+from csi_driver.model import QuotaPolicy, Usage, Volume, VolumeParameters
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
 
@@ -128,6 +128,44 @@ class DirectoryBackend:
     def grow(self, volume: Volume, mounted_fd: int | None) -> None:
         """A raised limit holds at once: nothing is left to do."""
 
+    def require_changeable(self, volume: Volume, to: VolumeParameters) -> Volume:
+        """A limit can be given only where one is enforced.
+
+        Raises: ModificationRefused.
+        """
+        if to.quota is QuotaPolicy.NONE or volume.parameters.quota is QuotaPolicy.REQUIRED:
+            return volume
+        if self._kind is not QuotaKind.QGROUP:
+            remedy = quota_remedy(self._pool.root_fd) or "clone it into a volume with `quota: required`"
+            raise ModificationRefused(volume.volume_id, "quota", f"pool {volume.pool} cannot limit it; {remedy}")
+        with self._opened(volume) as data_fd:
+            if not btrfs.is_subvolume(data_fd):
+                raise ModificationRefused(volume.volume_id, "quota", "its directory is no subvolume; clone it")
+            if not btrfs.quota_enabled(data_fd):
+                btrfs.enable_quota(data_fd)
+        return volume
+
+    def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
+        """The directory has a limit, or none, at once and durably.
+
+        Raises: ModificationRefused when it holds more than the limit.
+        """
+        if to.quota is QuotaPolicy.REQUIRED:
+            self._require_within(volume)
+        self._hold_to(volume, to.quota)
+        crash_point("directory.limit_changed")
+
+    def restore(self, volume: Volume) -> None:
+        self._hold_to(volume, volume.parameters.quota)
+
+    def holds_bytes(self, volume: Volume) -> int:
+        """What the directory holds now, whether it has a limit or not; btrfs counts when it commits."""
+        if self._kind is QuotaKind.QGROUP:
+            with self._opened(volume) as data_fd:
+                sync.sync_filesystem(data_fd)
+                return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+        return self._used_bytes(volume)
+
     def own_bytes(self, volume: Volume) -> int:
         """What the directory holds and nobody else, as its quota counts it.
 
@@ -220,9 +258,28 @@ class DirectoryBackend:
         available = max(0, min(total - used, space.available_bytes))
         return Usage(total, used, available, space.inodes_total, space.inodes_used, space.inodes_free)
 
-    def _set_limit(self, volume: Volume, limit_bytes: int) -> None:
-        if volume.parameters.quota is QuotaPolicy.NONE:
+    def _require_within(self, volume: Volume) -> None:
+        used_bytes = self.holds_bytes(volume)
+        if used_bytes > volume.capacity_bytes:
+            raise ModificationRefused(
+                volume.volume_id,
+                "quota",
+                f"it holds {used_bytes} bytes, and its size is {volume.capacity_bytes}; expand it, or delete files",
+            )
+
+    def _hold_to(self, volume: Volume, policy: QuotaPolicy) -> None:
+        """The limit is the volume's size, or there is none; a filesystem that enforces none any more needs nothing."""
+        if self._kind is QuotaKind.NONE or (self._kind is QuotaKind.PROJECT and not volume.project_id):
             return
+        if self._kind is QuotaKind.QGROUP and not btrfs.quota_enabled(self._pool.root_fd):
+            return
+        self._write_limit(volume, volume.capacity_bytes if policy is QuotaPolicy.REQUIRED else 0)
+
+    def _set_limit(self, volume: Volume, limit_bytes: int) -> None:
+        if volume.parameters.quota is QuotaPolicy.REQUIRED:
+            self._write_limit(volume, limit_bytes)
+
+    def _write_limit(self, volume: Volume, limit_bytes: int) -> None:
         data_fd = self._open_data(volume)
         try:
             if self._kind is QuotaKind.PROJECT:

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 from csi_driver.backends import options
@@ -17,7 +18,7 @@ from csi_driver.errors import CapacityOutOfRange, GrowthRefused, VolumeBusy, Vol
 from csi_driver.faults import crash_point
 from csi_driver.linux import filesystem, growth, mount, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR, device_path
-from csi_driver.model import Usage, Volume
+from csi_driver.model import Provisioning, Usage, Volume, VolumeParameters
 
 _log = logging.getLogger("hostvol.growth")
 # XFS refuses a second filesystem of one UUID; clones of a template share theirs.
@@ -79,6 +80,17 @@ class FilesystemImageBackend:
                     crash_point("grow.filesystem_grown")
             except OSError as cause:
                 raise _growth_failure(volume, cause) from cause
+
+    def require_changeable(self, volume: Volume, to: VolumeParameters) -> Volume:
+        with self._attachments.looked_at(volume):
+            return volume
+
+    def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
+        if to.provisioning is Provisioning.THICK:
+            self._files.allocate(volume, progress)
+
+    def restore(self, volume: Volume) -> None:
+        """Blocks that are allocated already belong to what the volume was promised: they stay."""
 
     def own_bytes(self, volume: Volume) -> int:
         with self._attachments.undisturbed():

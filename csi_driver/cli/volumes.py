@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
@@ -181,6 +182,37 @@ def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **a
 
 @volume.command()
 @click.argument("name_or_id", metavar="VOLUME")
+@click.argument("pairs", metavar="KEY=VALUE", nargs=-1, required=True)
+@options.endpoint
+@options.output
+@click.pass_obj
+def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoint: str, output: str) -> None:
+    """Change parameters of VOLUME (its id or name), also while it is mounted.
+
+    provisioning=thick allocates all blocks, provisioning=thin keeps those that there are; quota=required limits a
+    directory to its size, quota=none lifts the limit.
+
+    \b
+    Examples:
+      hostvol volume modify data provisioning=thick
+      hostvol volume modify scratch quota=required
+    """
+    wanted = _pairs(pairs, "KEY=VALUE")
+    with closing(connect(endpoint)) as client:
+        found = find_volume(client, name_or_id)
+        volume_id, from_bytes = found["volume_id"], found["allocated_bytes"]
+        missing = max(1, found["capacity_bytes"] - from_bytes)
+        watched(
+            "allocating",
+            lambda: client.modify_volume(volume_id, wanted),
+            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes) / missing,
+        )
+        detail = client.volume(volume_id)
+    show_fields(detail, output)
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.endpoint
 @click.pass_obj
@@ -286,9 +318,14 @@ def _parameters(asked: dict[str, Any]) -> dict[str, str]:
         parameters["provisioning"] = "thick"
     if asked["no_quota"]:
         parameters["quota"] = "none"
-    for pair in asked["parameter"]:
+    return parameters | _pairs(asked["parameter"], "--parameter")
+
+
+def _pairs(given: Iterable[str], hint: str) -> dict[str, str]:
+    pairs = {}
+    for pair in given:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--parameter")
-        parameters[key] = value
-    return parameters
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=hint)
+        pairs[key] = value
+    return pairs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from csi_driver.linux.mountinfo import MountEntry, MountPoint
-from csi_driver.model import Usage, Volume
+from csi_driver.model import Usage, Volume, VolumeParameters
 
 
 class Backend(Protocol):
@@ -42,6 +43,23 @@ class Backend(Protocol):
 
         Raises: GrowthRefused naming the remedy; VolumeBusy.
         """
+
+    def require_changeable(self, volume: Volume, to: VolumeParameters) -> Volume:
+        """The volume with whatever the kernel will know it by once it has the parameters `to`; it has its own still.
+
+        Raises: ModificationRefused naming the remedy.
+        """
+
+    def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
+        """The volume's bytes are held as `to` says, durably; its users are not interrupted. Idempotent.
+
+        `progress` is told the bytes that are done, of the volume's size.
+
+        Raises: ModificationRefused; OSError: ENOSPC.
+        """
+
+    def restore(self, volume: Volume) -> None:
+        """What a `change` did that was not finished is taken back, as far as anybody could notice it. Idempotent."""
 
     def own_bytes(self, volume: Volume) -> int:
         """What is allocated to this volume alone, measured now."""

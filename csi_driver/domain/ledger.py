@@ -125,6 +125,32 @@ class Ledger:
         if grantable is not None:
             raise NoRoomToGrow(volume.volume_id, volume.pool, volume.capacity_bytes, to_bytes, grantable)
 
+    def admit_whole(self, volume: Volume) -> None:
+        """Make sure that a thin volume can be allocated whole: by all promises alike, whatever is overcommitted.
+
+        Raises: InsufficientCapacity.
+        """
+        for since in (None, time.monotonic()):
+            if since is not None:
+                self.measure(since)
+            with self._lock:
+                growth = self._held.get(volume.volume_id, _NOTHING).growth
+                # Its own growth is one of the promises already.
+                spare = self._grantable(1.0, thick=True)
+            if spare >= 0:
+                return
+        raise InsufficientCapacity(volume.pool, growth, growth + spare)
+
+    def admit_used(self, volume: Volume, used_bytes: int, overcommit: float) -> None:
+        """Promise a volume without a size so far what it lacks of it; `settle` or `forget` tells what became of it.
+
+        Raises: InsufficientCapacity.
+        """
+        more_bytes = max(0, volume.capacity_bytes - used_bytes)
+        grantable = self._refusal(volume, more_bytes, overcommit)
+        if grantable is not None:
+            raise InsufficientCapacity(volume.pool, more_bytes, grantable)
+
     def resize(self, volume: Volume, allocated_bytes: int = 0) -> None:
         """The volume has this size now, and was just given so many bytes of it."""
         with self._lock:

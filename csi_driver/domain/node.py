@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TypedDict
 
+from csi_driver.domain.amendment import Amendment
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
@@ -13,6 +14,7 @@ from csi_driver.domain.ephemeral import Ephemeral
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.growth import Growth
 from csi_driver.domain.kinship import Kinship
+from csi_driver.domain.modification import Modification
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
@@ -58,6 +60,8 @@ class Node:
         self.staging = Staging(self.mounts, self.catalogue, self.claims, extension)
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
+        amendment = Amendment(self.pools, self.catalogue)
+        self.modification = Modification(self.pools, self.catalogue, self.claims, extension, amendment)
         self.growth = Growth(self.mounts, self.catalogue, self.claims, extension)
         held: _Held = {
             "volumes": self.catalogue,
@@ -86,6 +90,7 @@ class Node:
             resume=self.snapshots.resume,
             mounts=self.mounts,
             extension=extension,
+            amendment=amendment,
         )
         self._ready = threading.Event()
 

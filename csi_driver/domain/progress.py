@@ -32,4 +32,4 @@ class Progress:
         if now >= self._told_at + _EVERY_SECONDS:
             self._told_at = now
             of = f" of {self.total_bytes // MIB}" if self.total_bytes else ""
-            _log.info("%s: %d%s MiB are copied", self._what, copied_bytes // MIB, of)
+            _log.info("%s: %d%s MiB are done", self._what, copied_bytes // MIB, of)

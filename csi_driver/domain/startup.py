@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.directory import QuotaKind, tend_quotas
+from csi_driver.domain.amendment import Amendment
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.kinship import Kinship
@@ -79,6 +80,7 @@ class Startup:
         resume: Resume,
         mounts: VolumeMounts,
         extension: Extension,
+        amendment: Amendment,
     ) -> None:
         self._pools = pools
         self._stopped = threading.Event()
@@ -90,6 +92,7 @@ class Startup:
             indexes=indexes,
             mounts=mounts,
             extension=extension,
+            amendment=amendment,
         )
         self._keepers = [_Keeper(one, loader, pools, indexes, self._stopped) for one in options]
 
@@ -190,6 +193,7 @@ class PoolLoader:
         indexes: Indexes,
         mounts: VolumeMounts,
         extension: Extension,
+        amendment: Amendment,
     ) -> None:
         self._driver_name = driver_name
         self._state_dir = state_dir
@@ -197,6 +201,7 @@ class PoolLoader:
         self._indexes = indexes
         self._mounts = mounts
         self._extension = extension
+        self._amendment = amendment
 
     def open(self, options: PoolOptions) -> Pool:
         """The pool, in service.
@@ -240,9 +245,9 @@ class PoolLoader:
         crash_point("startup.opened")
 
     def _settled(self, volume: Volume) -> Volume:
-        """The volume after whatever expansion of it was cut short has been finished or taken back."""
+        """The volume after whatever expansion or modification was cut short has been finished or taken back."""
         try:
-            return self._extension.settle(volume)
+            return self._amendment.settle(self._extension.settle(volume))
         except UndoFailed as failure:
             _log.error("%s", failure)
             return volume

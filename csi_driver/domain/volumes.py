@@ -237,7 +237,7 @@ def _lifecycle(one: Volume | VolumeSpec) -> str:
 
 def _check_same(volume: Volume, spec: VolumeSpec, is_accessible: bool) -> None:
     """Refuse a spec that the existing volume of its name does not fulfil, naming the first difference."""
-    asked, held = spec.parameters, volume.parameters
+    asked, held = spec.parameters, volume.first_parameters
     differences = [
         ("accessibility_requirements", "this node", "this node" if is_accessible else "others"),
         ("lifecycle", _lifecycle(volume), _lifecycle(spec)),

@@ -10,7 +10,7 @@ from csi_driver.domain.capabilities import check_capability
 from csi_driver.errors import HostvolError, InvalidField, MissingField
 from csi_driver.model import Snapshot, SourceKind, Usage, Volume
 from csi_driver.pb import csi_pb2
-from csi_driver.rpc import parameters, parsing
+from csi_driver.rpc import mutable, parameters, parsing
 
 # Clients accept 4 MiB; a larger answer reaches them as RESOURCE_EXHAUSTED, which a provisioner takes for a full disk.
 _PAGE_BYTES = 3 << 20
@@ -107,9 +107,10 @@ def refusal_of(held: Volume, request: csi_pb2.ValidateVolumeCapabilitiesRequest)
         check_volume_context(held, request.volume_context)
         for capability in parsing.capabilities(request.volume_capabilities):
             check_capability(held, capability)
-        if request.mutable_parameters:
-            return "mutable_parameters: none can be changed"
-        if request.parameters and not _has_parameters(held, request.parameters):
+        changes = mutable.parse(request.mutable_parameters)
+        if changes.applied_to(held.parameters) != held.parameters:
+            return "mutable_parameters: the volume has others"
+        if request.parameters and not _has_parameters(held, {**request.parameters, **request.mutable_parameters}):
             return "parameters: the volume was created with others"
     except MissingField:
         raise
@@ -122,4 +123,4 @@ def _has_parameters(held: Volume, given: Mapping[str, str]) -> bool:
     asked = parameters.parse(given, held.access_type)
     if held.source is not None and "block_size" in parameters.left_open(given, ""):
         asked = dataclasses.replace(asked, block_size=held.parameters.block_size)
-    return asked == held.parameters
+    return asked in (held.parameters, held.first_parameters)

@@ -125,6 +125,11 @@ class Client:
         request.capacity_range.limit_bytes = limit_bytes
         return plain(self._csi("Controller", "ControllerExpandVolume", request))
 
+    def modify_volume(self, volume_id: str, mutable_parameters: Mapping[str, str]) -> None:
+        """ControllerModifyVolume."""
+        request = csi_pb2.ControllerModifyVolumeRequest(volume_id=volume_id, mutable_parameters=mutable_parameters)
+        self._csi("Controller", "ControllerModifyVolume", request)
+
     def expand_on_node(self, volume_id: str, path: str) -> None:
         """NodeExpandVolume for the volume that is staged or published at `path`."""
         request = csi_pb2.NodeExpandVolumeRequest(volume_id=volume_id, volume_path=path)

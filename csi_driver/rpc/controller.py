@@ -9,7 +9,7 @@ from csi_driver.domain.node import Node
 from csi_driver.errors import InvalidField
 from csi_driver.model import Snapshot, Volume
 from csi_driver.pb import csi_pb2
-from csi_driver.rpc import answers, parsing
+from csi_driver.rpc import answers, mutable, parsing
 from csi_driver.rpc.edge import Call
 
 _Type = csi_pb2.ControllerServiceCapability.RPC
@@ -24,6 +24,7 @@ _CAPABILITIES = (
     _Type.GET_SNAPSHOT,
     _Type.CLONE_VOLUME,
     _Type.SINGLE_NODE_MULTI_WRITER,
+    _Type.MODIFY_VOLUME,
 )
 
 
@@ -70,6 +71,7 @@ class ControllerServicer(ControllerCapabilities):
                 volume_context=request.volume_context,
                 volume_capabilities=request.volume_capabilities,
                 parameters=request.parameters,
+                mutable_parameters=request.mutable_parameters,
             )
         )
 
@@ -101,6 +103,15 @@ class ControllerServicer(ControllerCapabilities):
         return csi_pb2.ControllerExpandVolumeResponse(
             capacity_bytes=volume.capacity_bytes, node_expansion_required=volume.has_filesystem
         )
+
+    def ControllerModifyVolume(
+        self, request: csi_pb2.ControllerModifyVolumeRequest, call: Call
+    ) -> csi_pb2.ControllerModifyVolumeResponse:
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
+        # Which volume it is comes first: what is wrong with a class is told for volumes that are there.
+        self._node.catalogue.get(volume_id)
+        self._node.modification.modify(volume_id, mutable.parse(request.mutable_parameters), call.deadline)
+        return csi_pb2.ControllerModifyVolumeResponse()
 
     def GetCapacity(self, request: csi_pb2.GetCapacityRequest, call: Call) -> csi_pb2.GetCapacityResponse:
         access_type, fs_type, values = parsing.capacity_question(request)

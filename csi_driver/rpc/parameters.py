@@ -19,7 +19,7 @@ from csi_driver.model import (
 )
 
 # Keys under this prefix are the sidecars' own; those that we do not know are ignored.
-_SIDECAR_PREFIX: Final = "csi.storage.k8s.io/"
+SIDECAR_PREFIX: Final = "csi.storage.k8s.io/"
 _KEYS: Final = ("type", "pool", "provisioning", "mkfsOptions", "quota", "retention", "blockSize")
 _POOL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ZERO_DURATION: Final = re.compile(r"0+(\.0+)?(ns|us|ms|s|m|h|d)?")
@@ -35,7 +35,7 @@ def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters
 
     Raises: InvalidField naming the key, the value and what is allowed.
     """
-    own = {key: value for key, value in given.items() if not key.startswith(_SIDECAR_PREFIX)}
+    own = {key: value for key, value in given.items() if not key.startswith(SIDECAR_PREFIX)}
     for key in own:
         if key not in _KEYS:
             # Without its value, which may be a secret that strayed here.
@@ -59,7 +59,7 @@ def check_snapshot(given: Mapping[str, str]) -> None:
     Raises: InvalidField naming the key.
     """
     for key in given:
-        if not key.startswith(_SIDECAR_PREFIX):
+        if not key.startswith(SIDECAR_PREFIX):
             raise InvalidField(f"parameters.{key}", key, "none: a snapshot has the parameters of its volume")
 
 

@@ -23,6 +23,7 @@ from csi_driver.model import (
     VolumeSpec,
 )
 from csi_driver.pb import csi_pb2
+from csi_driver.rpc import mutable
 from csi_driver.rpc import parameters as class_parameters
 
 _MODES: Final = {csi_pb2.VolumeCapability.AccessMode.Mode.Value(mode.value): mode for mode in AccessMode}
@@ -168,13 +169,11 @@ def spec(request: csi_pb2.CreateVolumeRequest) -> VolumeSpec:
     """
     asked_name = name(request.name)
     source = content_source(request)
-    if request.mutable_parameters:
-        keys = ", ".join(sorted(request.mutable_parameters))
-        raise InvalidField("mutable_parameters", keys, "nothing: MODIFY_VOLUME is not offered")
+    wanted = mutable.merged(request.parameters, request.mutable_parameters)
     asked = capabilities(request.volume_capabilities)
     access_type, fs_type = asked[0].access_type, asked[0].fs_type
-    values = class_parameters.parse(request.parameters, access_type)
-    inherits = frozenset[str]() if source is None else class_parameters.left_open(request.parameters, fs_type)
+    values = class_parameters.parse(wanted, access_type)
+    inherits = frozenset[str]() if source is None else class_parameters.left_open(wanted, fs_type)
     fs_type = class_parameters.filesystem_of(values, access_type, fs_type)
     class_parameters.check_mkfs_options(values, fs_type)
     if "fs_type" not in inherits:

@@ -33,6 +33,7 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.CapabilityAbsent: grpc.StatusCode.INVALID_ARGUMENT,
     errors.VolumeInUse: grpc.StatusCode.FAILED_PRECONDITION,
     errors.GrowthRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ModificationRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotStaged: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RecordDamaged: grpc.StatusCode.FAILED_PRECONDITION,
     errors.VolumeBusy: grpc.StatusCode.ABORTED,

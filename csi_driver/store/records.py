@@ -151,7 +151,9 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
     growth = {"growing_to_bytes": volume.growing_to_bytes} if volume.growing_to_bytes else {}
     # Only where it says something: records of other volumes are as they always were.
     of_pod = {"pod": volume.pod} if volume.is_ephemeral else {}
+    changes = {"becoming": volume.becoming, "created_as": volume.created_as}
     return {
+        **{key: _parameters_body(one) for key, one in changes.items() if one is not None},
         **of_pod,
         **growth,
         "volume_id": volume.volume_id,
@@ -210,6 +212,8 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             lineage=str(body.get("lineage", "")),
             growing_to_bytes=int(body.get("growing_to_bytes", 0)),
             pod=body.get("pod"),
+            becoming=_optional_parameters_from(body.get("becoming")),
+            created_as=_optional_parameters_from(body.get("created_as")),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
@@ -243,6 +247,10 @@ def _parameters_from(body: dict[str, Any]) -> VolumeParameters:
         quota=QuotaPolicy(body["quota"]),
         block_size=int(body["block_size"]),
     )
+
+
+def _optional_parameters_from(body: dict[str, Any] | None) -> VolumeParameters | None:
+    return None if body is None else _parameters_from(body)
 
 
 def _source_from(body: dict[str, Any] | None) -> ContentSource | None:
