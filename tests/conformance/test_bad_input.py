@@ -408,7 +408,7 @@ REFUSED: dict[str, Case] = {
         CREATE,
         create(mutable_parameters={"iops": "100"}),
         INVALID,
-        ("mutable_parameters", "iops", "MODIFY_VOLUME is not offered"),
+        ("mutable_parameters", "iops", "provisioning, quota"),
     ),
     # Parameters
     "an unknown parameter": (

@@ -40,14 +40,6 @@ SKIPPED: dict[str, set[str]] = {
     "ControllerListVolumeHealth not supported": {
         "ControllerListVolumeHealth should return appropriate response",
     },
-    "ControllerModifyVolume not supported": {
-        "ModifyVolume should fail if no volume id is given",
-        "ModifyVolume should fail if specified mutable parameters are not supported by the volume",
-        "ModifyVolume should fail if volume does not exist",
-        "ModifyVolume should fail to modify a volume created with a volume attribute class if new mutable parameters are not supported by volume",  # noqa: E501
-        "ModifyVolume should modify a volume created with a volume attribute class",
-        "ModifyVolume should modify a volume created without a volume attribute class",
-    },
     "ControllerPublishVolume not supported": {
         "Controller Service ControllerPublishVolume should fail when no node id is provided",
         "Controller Service ControllerPublishVolume should fail when no volume capability is provided",
@@ -67,12 +59,6 @@ SKIPPED: dict[str, set[str]] = {
         "GroupController Service DeleteVolumeGroupSnapshot should succeed when an invalid volume id is used",
         "GroupController Service GetVolumeGroupSnapshot should fail when an invalid volume id is used",
         "GroupController Service GetVolumeGroupSnapshot should fail when no volume id is provided",
-    },
-    "Modify volume not supported": {
-        "Controller Service CreateVolume should create volume with a volume attribute class",
-    },
-    "Modify Volume not supported": {
-        "Controller Service CreateVolume should not create volume with an invalid volume attribute class",
     },
     "NodeGetStorageHealth not supported": {
         "Node Service NodeGetStorageHealth should return appropriate response",
@@ -97,6 +83,7 @@ class Kind:
     fs_type: str = ""
     size_bytes: int = 16 * MIB
     pool: str = "host"
+    mutable_parameters: dict[str, str] = field(default_factory=lambda: {"provisioning": "thick"})
 
 
 KINDS = {
@@ -104,8 +91,10 @@ KINDS = {
     "xfs": Kind(fs_type="xfs", size_bytes=300 * MIB, pool="xfs"),
     "btrfs": Kind(fs_type="btrfs", size_bytes=128 * MIB),
     "block": Kind(access_type="block"),
-    "directory": Kind(parameters={"type": "directory", "quota": "none"}),
-    "directory-qgroup": Kind(parameters={"type": "directory"}, pool="btrfs"),
+    "directory": Kind(parameters={"type": "directory", "quota": "none"}, mutable_parameters={"quota": "none"}),
+    "directory-qgroup": Kind(
+        parameters={"type": "directory", "quota": "none"}, pool="btrfs", mutable_parameters={"quota": "required"}
+    ),
 }
 
 
@@ -152,8 +141,9 @@ def endpoint_for(kind: Kind, driver: Driver, where: Path) -> Iterator[str]:
 
 
 def run_csi_sanity(endpoint: str, kind: Kind, where: Path) -> Report:
-    parameters, junit = where / "parameters.yaml", where / "junit.xml"
-    parameters.write_text("".join(f"{key}: {value}\n" for key, value in kind.parameters.items()) or "{}\n")
+    parameters, mutable, junit = where / "parameters.yaml", where / "mutable.yaml", where / "junit.xml"
+    for path, given in ((parameters, kind.parameters), (mutable, kind.mutable_parameters)):
+        path.write_text("".join(f"{key}: {value}\n" for key, value in given.items()) or "{}\n")
     assert CSI_SANITY is not None
     command = [
         CSI_SANITY,
@@ -161,6 +151,7 @@ def run_csi_sanity(endpoint: str, kind: Kind, where: Path) -> Report:
         f"-csi.mountdir={where / 'target'}",
         f"-csi.stagingdir={where / 'staging'}",
         f"-csi.testvolumeparameters={parameters}",
+        f"-csi.testvolumemutableparameters={mutable}",
         f"-csi.testvolumeaccesstype={kind.access_type}",
         f"-csi.testvolumesize={kind.size_bytes}",
         f"-csi.testvolumeexpandsize={2 * kind.size_bytes}",

@@ -46,9 +46,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 STEPS = (
     *("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete"),
-    *("snapshot", "restore", "clone", "delete snapshot", "delete copy"),
+    *("snapshot", "restore", "clone", "delete snapshot", "delete copy", "modify"),
 )
-CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3)
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -61,6 +61,8 @@ ALLOWED = {
     "expand": ALWAYS | {Code.NOT_FOUND},
     # An ext4 that is mounted, where root lacks CAP_SYS_RESOURCE.
     "expand on node": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
+    # A directory has no provisioning; its name is looked up first.
+    "modify": ALWAYS | {Code.NOT_FOUND, Code.INVALID_ARGUMENT},
     "list": {Code.OK},
     "snapshot": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
     # A source that has grown is more than what is asked for.
@@ -142,6 +144,14 @@ class Storm:
             )
         elif step in COPYING:
             COPYING[step](workload, f"{workload.name}-{number}", timeout)
+        elif step == "modify":
+            changed = {"provisioning": ("thick", "thin")[number]}
+            driver.call(
+                "ControllerModifyVolume",
+                volume_id=workload.volume_id,
+                mutable_parameters=changed,
+                timeout=timeout,
+            )
         elif step == "expand":
             request = workload.expand_request((2 + number) * 4 * MIB)
             driver.call("ControllerExpandVolume", request, timeout=timeout)

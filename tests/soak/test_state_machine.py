@@ -37,6 +37,7 @@ from hypothesis.stateful import (
 from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PodVolume, PoolPlace, capability, create_request
+from tests.soak.modify_rules import ModifyRules
 from tests.soak.observing import assert_nothing_remains, mount_table
 from tests.soak.snapshot_rules import SnapshotRules
 
@@ -131,7 +132,7 @@ flags = st.sampled_from(((), (), ("noatime",)))
 losses = st.sampled_from(("", "", "", "", "", "deadline", "cancel", "kill"))
 
 
-class Machine(SnapshotRules):
+class Machine(SnapshotRules, ModifyRules):
     """One node with a few names, paths and targets, small enough that rules often meet the same volume."""
 
     driver: ClassVar[Driver]
