@@ -69,3 +69,23 @@ REFUSED: Final[tuple[tuple[dict[str, str], str], ...]] = (
     ({FSTYPE: "btrfs", "mkfsOptions": "--rootdir /etc"}, "parameters.mkfsOptions"),
     ({FSTYPE: "btrfs", "mkfsOptions": "--rootdir=/etc"}, "parameters.mkfsOptions"),
 )
+
+# Parameters of VolumeAttributesClasses, likewise.
+ATTRIBUTES_ACCEPTED: Final[tuple[dict[str, str], ...]] = (
+    {"provisioning": "thick"},
+    {"provisioning": "thin"},
+    {"quota": "required"},
+    {"quota": "none", "csi.storage.k8s.io/unheard-of": "too"},
+)
+ATTRIBUTES_REFUSED: Final[tuple[tuple[dict[str, str], str], ...]] = (
+    ({"iops": "100"}, "parameters.iops"),
+    ({"pool": "fast"}, "parameters.pool"),
+    ({"type": "directory"}, "parameters.type"),
+    ({"mkfsOptions": "-m 0"}, "parameters.mkfsOptions"),
+    ({"blockSize": "512"}, "parameters.blockSize"),
+    ({"Provisioning": "thick"}, "parameters.Provisioning"),
+    ({"provisioning": "fat"}, "parameters.provisioning"),
+    ({"provisioning": ""}, "parameters.provisioning"),
+    ({"quota": "soft"}, "parameters.quota"),
+    ({"provisioning": "thick", "quota": "none"}, "parameters.quota"),
+)

@@ -12,12 +12,13 @@ import re
 
 import pytest
 
+from csi_driver.domain.modification import require_fitting
 from csi_driver.errors import InvalidField
 from csi_driver.linux.filesystem import FILESYSTEMS
 from csi_driver.model import AccessType, Provisioning, QuotaPolicy, VolumeType
-from csi_driver.rpc import parameters
+from csi_driver.rpc import mutable, parameters
 from tests.deployment.chart import Objects
-from tests.deployment.classes import ACCEPTED, FSTYPE, REFUSED
+from tests.deployment.classes import ACCEPTED, ATTRIBUTES_ACCEPTED, ATTRIBUTES_REFUSED, FSTYPE, REFUSED
 
 pytestmark = pytest.mark.usefixtures("needs_helm")
 
@@ -35,8 +36,24 @@ def judge(given: dict[str, str], access_type: AccessType) -> tuple[VolumeType, s
     return values.volume_type, fs_type
 
 
-def variable(objects: Objects, name: str) -> str:
-    policy = objects["ValidatingAdmissionPolicy", "hostvol-storageclasses"]
+def judge_attributes(given: dict[str, str]) -> None:
+    """Whether there is any volume that the driver would give what the class says.
+
+    Raises: InvalidField.
+    """
+    changes = mutable.parse(given)
+    refusals = []
+    for volume_type in VolumeType:
+        try:
+            require_fitting(volume_type, changes)
+        except InvalidField as refusal:
+            refusals.append(refusal)
+    if len(refusals) == len(VolumeType):
+        raise refusals[0]
+
+
+def variable(objects: Objects, name: str, of: str = "hostvol-storageclasses") -> str:
+    policy = objects["ValidatingAdmissionPolicy", of]
     [found] = [one["expression"] for one in policy["spec"]["variables"] if one["name"] == name]
     return found
 
@@ -51,6 +68,24 @@ def choices(objects: Objects, key: str) -> list[str]:
 
 def test_the_policy_knows_the_drivers_parameters(objects: Objects) -> None:
     assert ast.literal_eval(variable(objects, "known")) == list(parameters._KEYS)
+
+
+def test_the_policy_knows_what_can_change_in_a_living_volume(objects: Objects) -> None:
+    known = variable(objects, "mutable", "hostvol-volumeattributesclasses")
+    assert ast.literal_eval(known) == list(mutable.MUTABLE)
+    # Every parameter of a class can change, or there is a reason why not.
+    assert {*mutable.MUTABLE, *mutable.IMMUTABLE} == set(parameters._KEYS)
+
+
+@pytest.mark.parametrize("given", ATTRIBUTES_ACCEPTED, ids=str)
+def test_the_driver_takes_the_attributes_that_the_policy_must_let_pass(given: dict[str, str]) -> None:
+    judge_attributes(given)
+
+
+@pytest.mark.parametrize("given", [given for given, _ in ATTRIBUTES_REFUSED], ids=str)
+def test_the_driver_refuses_the_attributes_that_the_policy_must_refuse(given: dict[str, str]) -> None:
+    with pytest.raises(InvalidField):
+        judge_attributes(given)
 
 
 def test_the_policy_knows_the_drivers_choices(objects: Objects) -> None:

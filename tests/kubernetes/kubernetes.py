@@ -195,6 +195,11 @@ class Kubernetes:
         """What a command prints in the driver's container on the node."""
         return self.execute(self.agent(node), *command, namespace=NAMESPACE)
 
+    def has_attributes_classes(self) -> bool:
+        """Whether the cluster has VolumeAttributesClasses as csi-resizer wants them."""
+        found = self.kubectl("api-resources", "--api-group=storage.k8s.io", "--no-headers")
+        return any("storage.k8s.io/v1 " in line for line in found.splitlines() if "volumeattributesclass" in line)
+
     def volumes_on(self, node: str) -> list[Object]:
         """What `hostvol volume list` tells there."""
         found: list[Object] = json.loads(self.on_node(node, "hostvol", "volume", "list", "--output", "json"))
@@ -250,6 +255,16 @@ def storage_class(name: str, parameters: dict[str, str] | None = None, **fields:
         "volumeBindingMode": "WaitForFirstConsumer",
         "parameters": parameters or {},
         **fields,
+    }
+
+
+def attributes_class(name: str, parameters: dict[str, str]) -> Object:
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "VolumeAttributesClass",
+        "metadata": {"name": name},
+        "driverName": DRIVER,
+        "parameters": parameters,
     }
 
 

@@ -12,11 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.kubernetes.kubernetes import ROOT, CommandFailed, Kubernetes, run, with_pool
+from tests.kubernetes.kubernetes import ROOT, CommandFailed, Kubernetes, attributes_class, run, with_pool
 
 # A spec's own words, and why it does not concern this driver.
 SKIPPED = {
-    "has no configured VolumeAttributesClass": "no parameter of a living volume can change in this version",
     "does not support online volume expansion": "asks for CAP_SYS_RESOURCE with ext4; see test_growth.py",
     "does not support ROX access mode": "a volume lives on one node",
     "VolumeBindingMode immediate is not compatible with a multi-topology environment": "the same",
@@ -35,9 +34,11 @@ LEFT_OUT = r"\[Disruptive\]|\[Slow\]|\[Feature:Windows\]|any volume data source|
 
 @pytest.fixture
 def allowed(kubernetes: Kubernetes) -> Iterator[None]:
-    """Inline ephemeral volumes, of a gibibyte each, as many as run at once."""
+    """Inline ephemeral volumes, of a gibibyte each, as many as run at once, and attributes to change volumes to."""
     kubernetes.install(*with_pool(ephemeral="16Gi"))
+    kubernetes.apply(attributes_class("test-attributes", {"provisioning": "thick"}))
     yield
+    kubernetes.delete("volumeattributesclass", "test-attributes")
     kubernetes.install()
 
 
