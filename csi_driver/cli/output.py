@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4, "P": 1000**5}
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50}
@@ -50,7 +49,7 @@ def show_rows(rows: Sequence[dict[str, Any]], columns: dict[str, str], output: s
         click.echo(json.dumps(list(rows), indent=2))
         return
     table = [[cell(row, field) for field in columns.values()] for row in rows]
-    click.echo(tabulate(table, headers=list(columns), tablefmt="plain", disable_numparse=True))
+    click.echo(_plain(table, list(columns)))
 
 
 def show_fields(row: dict[str, Any], output: str) -> None:
@@ -59,7 +58,7 @@ def show_fields(row: dict[str, Any], output: str) -> None:
         click.echo(json.dumps(row, indent=2))
         return
     table = [[field, cell(row, field)] for field in row]
-    click.echo(tabulate(table, tablefmt="plain", disable_numparse=True))
+    click.echo(_plain(table, []))
 
 
 def cell(row: dict[str, Any], field: str) -> str:
@@ -76,3 +75,9 @@ def cell(row: dict[str, Any], field: str) -> str:
     text = str(value)
     # A name may hold line ends and more that would tear a table.
     return text if text.isprintable() else repr(text)
+
+
+def _plain(table: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    from tabulate import tabulate  # noqa: PLC0415 - a node, which shows no table, has a MiB less
+
+    return tabulate(table, headers=headings, tablefmt="plain", disable_numparse=True)
