@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Kubernetes accepts as the value of a node's topology label.
 _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
-_POOL_FORM = "NAME=DIR[,overcommit=N][,init=true][,ephemeral=SIZE]"
+_POOL_FORM = "NAME=DIR[,overcommit=N][,init=true[,backing-file=SIZE]][,ephemeral=SIZE]"
 _LISTEN_SECONDS = 1.0
 _FORWARDED_SERVICES = (
     "csi.v1.Controller",
@@ -78,7 +78,7 @@ class NodeConfig:
 
 
 def parse_pool(text: str) -> PoolOptions:
-    """`NAME=DIR[,overcommit=N][,init=true][,ephemeral=SIZE]`.
+    """`NAME=DIR[,overcommit=N][,init=true[,backing-file=SIZE]][,ephemeral=SIZE]`.
 
     Raises: InvalidField.
     """
@@ -89,8 +89,8 @@ def parse_pool(text: str) -> PoolOptions:
     if not directory.startswith("/"):
         raise InvalidField("pool", text, "an absolute directory")
     given = dict(setting.partition("=")[::2] for setting in settings)
-    for key in given.keys() - {"overcommit", "init", "ephemeral"}:
-        raise InvalidField("pool", key, "the settings overcommit=N, init=true and ephemeral=SIZE")
+    for key in given.keys() - {"overcommit", "init", "ephemeral", "backing-file"}:
+        raise InvalidField("pool", key, "the settings overcommit=N, init=true, backing-file=SIZE and ephemeral=SIZE")
     init = given.get("init", "false")
     if init not in ("true", "false"):
         raise InvalidField("pool", f"init={init}", "init=true or init=false")
@@ -100,7 +100,20 @@ def parse_pool(text: str) -> PoolOptions:
         _overcommit(given.get("overcommit", "1.0")),
         init == "true",
         _ephemeral_bytes(given["ephemeral"]) if "ephemeral" in given else 0,
+        _backing_bytes(given),
     )
+
+
+def _backing_bytes(given: Mapping[str, str]) -> int:
+    value = given.get("backing-file")
+    if value is None:
+        return 0
+    if given.get("init") != "true":
+        raise InvalidField("pool", f"backing-file={value}", "beside init=true, since it says how a pool is made")
+    try:
+        return quantities.parse_bytes(value)
+    except ValueError as cause:
+        raise InvalidField("pool", f"backing-file={value}", str(cause)) from cause
 
 
 def _overcommit(value: str) -> float:

@@ -269,6 +269,13 @@ class PoolRefused(HostvolError):
         super().__init__(f"pool {directory}: {reason}")
 
 
+class PoolNotGrowable(HostvolError):
+    """The filesystem of a pool is not the driver's to enlarge."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__(f"pool {pool} has no backing file: enlarge its filesystem by means of its own")
+
+
 class VolumeDamaged(HostvolError):
     """The data of a volume is not what its record says."""
 

@@ -470,6 +470,11 @@ def admin_volumes(driver: Driver) -> list[Any]:
     return list(driver.caller.admin_stub("ListVolumes")(admin_pb2.ListVolumesRequest(), timeout=60).volumes)
 
 
+def admin_pools(driver: Driver) -> list[Any]:
+    """All pools as the operator's view tells them."""
+    return list(driver.caller.admin_stub("ListPools")(admin_pb2.ListPoolsRequest(), timeout=60).pools)
+
+
 @dataclass
 class PodVolume:
     """An inline ephemeral volume of a pod, with the two calls that kubelet makes for it, and with its handle."""

@@ -150,9 +150,9 @@ def test_the_messages_that_carry_secrets_are_known() -> None:
     }
 
 
-def test_the_operators_protocol_only_looks() -> None:
+def test_the_operators_protocol_looks_and_lets_pools_grow() -> None:
     service = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot"]
+    looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GrowPool"]
     assert [method.name for method in service.methods] == looks
     assert service.full_name == "hostvol.admin.v1.Admin"
 

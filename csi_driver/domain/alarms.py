@@ -1,7 +1,8 @@
 """What an operator must know of this node now: looks, and changes nothing.
 
-Pools that are not served or can hardly grant anything, records in quarantine, volumes that lost their name, ephemeral
-volumes that lost their pod. A sentence stays the same while its cause lasts, so that whoever hears it again knows it.
+Pools that are not served, whose backing file is not whole, or that can hardly grant anything, records in quarantine,
+volumes that lost their name, ephemeral volumes that lost their pod. A sentence stays the same while its cause lasts, so
+that whoever hears it again knows it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,26 @@ class Alarm:
 
 def alarms(node: Node) -> list[Alarm]:
     """All alarms of the node, in a fixed order. A pool whose disk hangs makes this hang."""
-    return [*_unavailable(node), *_nearly_full(node), *_quarantined(node), *_retired(node), *_left(node)]
+    return [
+        *_unavailable(node),
+        *_not_whole(node),
+        *_nearly_full(node),
+        *_quarantined(node),
+        *_retired(node),
+        *_left(node),
+    ]
 
 
 def _unavailable(node: Node) -> Iterator[Alarm]:
     for name, why in sorted(node.pools.refused.items()):
         yield Alarm("PoolUnavailable", f"pool {name} is not served: {why}")
+
+
+def _not_whole(node: Node) -> Iterator[Alarm]:
+    for name, pool in sorted(node.pools.opened.items()):
+        problem = pool.backing.problem() if pool.backing is not None else ""
+        if problem:
+            yield Alarm("BackingFileDamaged", f"pool {name}: {problem}")
 
 
 def _nearly_full(node: Node) -> Iterator[Alarm]:

@@ -16,6 +16,7 @@ from csi_driver.domain.growth import Growth
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.modification import Modification
 from csi_driver.domain.mounts import VolumeMounts
+from csi_driver.domain.pool_growth import PoolGrowth
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
 from csi_driver.domain.snapshots import Snapshots
@@ -56,6 +57,7 @@ class Node:
         self.claims = Claims()
         self.copies = Copies(self.snapshot_catalogue, self.claims)
         self.mounts = VolumeMounts(self.pools)
+        self.pool_growth = PoolGrowth(self.pools, self.claims)
         extension = Extension(self.pools, self.catalogue)
         self.staging = Staging(self.mounts, self.catalogue, self.claims, extension)
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)

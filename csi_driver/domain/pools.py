@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csi_driver.backends import backing_file
 from csi_driver.backends.attachments import Attachments
+from csi_driver.backends.backing_file import BackingFile
 from csi_driver.backends.block_image import BlockImageBackend
 from csi_driver.backends.directory import DirectoryBackend, QuotaKind, quota_kind, quota_remedy
 from csi_driver.backends.directory_contents import DirectoryContents
@@ -21,27 +24,35 @@ from csi_driver.domain.backend import Backend
 from csi_driver.domain.contents import Contents
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.ledger import Ledger, Space, is_counted
-from csi_driver.errors import InvalidField, NotReady, OperationPending, PoolRefused
+from csi_driver.errors import InsufficientCapacity, InvalidField, NotReady, OperationPending, PoolRefused
 from csi_driver.linux import btrfs, filesystem, lock, reflink
 from csi_driver.model import PoolName, Volume, VolumeType
-from csi_driver.store import durable
+from csi_driver.store import backing, durable
 from csi_driver.store import pool as pool_store
+from csi_driver.store.backing import BackingRecord
 from csi_driver.store.pool import PoolDirectory, PoolIdentity
 from csi_driver.store.runtime import RuntimeDirectory
 
+_log = logging.getLogger("hostvol.pools")
 # Of 512 threads that serve mutating calls, and of 64 for statistics (rpc.server): what a pool that hangs may hold.
 _SLOTS = 96
 _QUESTIONS = 32
 
 
-def initialise_pool(directory: str, driver_name: str) -> PoolIdentity:
-    """Make `directory` a pool, or find that it is one already. Idempotent.
+def initialise_pool(directory: str, driver_name: str) -> PoolIdentity | BackingRecord:
+    """Make `directory` a pool, or find that it is one already, be it in a backing file. Idempotent.
 
     Raises: PoolRefused when it belongs to another driver, is served, holds anything, or is not a directory; OSError.
     """
     Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     root_fd = durable.open_directory(directory)
     try:
+        record = backing.read(root_fd, directory)
+        if record is not None:
+            return record
+        if os.path.lexists(f"{directory}/../{backing.RECORD}"):
+            parent = os.path.dirname(os.path.realpath(directory))
+            raise PoolRefused(directory, f"the filesystem of a pool in a backing file belongs there; name {parent}")
         if not lock.try_lock(root_fd) and not pool_store.has_identity(root_fd):
             raise PoolRefused(directory, "another hostvol process holds it")
         return pool_store.initialise(root_fd, directory, driver_name)
@@ -49,11 +60,51 @@ def initialise_pool(directory: str, driver_name: str) -> PoolIdentity:
         os.close(root_fd)
 
 
+def initialise_backed_pool(directory: str, driver_name: str, size_bytes: int) -> BackingRecord:
+    """Make `directory` a pool in a backing file of that size, or find that it is one already. Idempotent.
+
+    Raises: as backing_init.ensure; PoolRefused when it is served and no such pool.
+    """
+    from csi_driver.backends import backing_init  # noqa: PLC0415 - rare
+
+    Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    dir_fd = durable.open_directory(directory)
+    try:
+        if not lock.try_lock(dir_fd):
+            record = backing.read(dir_fd, directory)
+            if record is None:
+                raise PoolRefused(directory, "another hostvol process holds it")
+            return record
+        return backing_init.ensure(dir_fd, directory, driver_name, size_bytes)
+    finally:
+        os.close(dir_fd)
+
+
+def grow_unserved(directory: str, size_bytes: int) -> bool:
+    """Let the backing file of a pool that no driver serves grow; False when one serves it, who is to be asked then.
+
+    Raises: PoolRefused when there is none; as BackingFile.grow.
+    """
+    if backing_file.is_served(directory):
+        return False
+    held = BackingFile.open(directory)
+    if held is None:
+        raise PoolRefused(directory, "it has no backing file; its filesystem grows by means of its own")
+    try:
+        held.grow(size_bytes)
+    finally:
+        held.close()
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """One pool as the operator gives it: `--pool NAME=DIR[,overcommit=N][,init=true][,ephemeral=SIZE]`.
+    """One pool as the operator gives it.
+
+    `--pool NAME=DIR[,overcommit=N][,init=true[,backing-file=SIZE]][,ephemeral=SIZE]`.
 
     `ephemeral_bytes`: what all inline ephemeral volumes in it may have together; 0: there may be none.
+    `backing_bytes`: it is made in a backing file of that size, and a smaller one grows; 0: in the directory itself.
     """
 
     name: PoolName
@@ -61,6 +112,7 @@ class PoolOptions:
     overcommit: float = 1.0
     init: bool = False
     ephemeral_bytes: int = 0
+    backing_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -82,11 +134,12 @@ class Pool:
         self.name = options.name
         self.overcommit = options.overcommit
         self.ephemeral_bytes = options.ephemeral_bytes
-        self.store = PoolDirectory(options.directory, driver_name)
-        # The directory itself, and no file in it: whoever holds a file that was replaced holds nothing.
-        if not lock.try_lock(self.store.root_fd):
-            self.store.close()
-            raise PoolRefused(options.directory, "another hostvol process serves it")
+        self.backing = BackingFile.open(options.directory)
+        try:
+            self.store = _locked_store(self._directory_of(options), driver_name)
+        except BaseException:
+            self._close_backing()
+            raise
         self._uncleared: list[tuple[int, str]] = []
         self._slots = threading.BoundedSemaphore(_SLOTS)
         self._questions = threading.BoundedSemaphore(_QUESTIONS)
@@ -109,6 +162,34 @@ class Pool:
         """Give the lock back."""
         self.runtime.close()
         self.store.close()
+        self._close_backing()
+
+    def _directory_of(self, options: PoolOptions) -> str:
+        if self.backing is None:
+            return options.directory
+        if options.backing_bytes > self.backing.size_bytes:
+            self._grow_to(options.backing_bytes)
+        return self.backing.mounted()
+
+    def _grow_to(self, backing_bytes: int) -> None:
+        assert self.backing is not None
+        try:
+            self.backing.grow(backing_bytes)
+        except InsufficientCapacity as cause:
+            # As large as it is, it is better than none.
+            _log.error("%s", cause)
+
+    def _close_backing(self) -> None:
+        if self.backing is not None:
+            self.backing.close()
+
+    def tend_backing(self) -> None:
+        """See to it that the backing file has all of its blocks.
+
+        Raises: PoolRefused; OSError.
+        """
+        if self.backing is not None:
+            self.backing.tend()
 
     @property
     def quota(self) -> QuotaKind:
@@ -199,6 +280,15 @@ class Pool:
         """
         if not self.store.has_identity():
             raise NotReady(f"pool {self.name}: {self.store.directory} does not lead to the pool now; is it mounted?")
+
+
+def _locked_store(directory: str, driver_name: str) -> PoolDirectory:
+    store = PoolDirectory(directory, driver_name)
+    # The directory itself, and no file in it: whoever holds a file that was replaced holds nothing.
+    if not lock.try_lock(store.root_fd):
+        store.close()
+        raise PoolRefused(directory, "another hostvol process serves it")
+    return store
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
-from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_pool
+from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_backed_pool, initialise_pool
 from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
@@ -210,7 +210,7 @@ class PoolLoader:
         """
         began = time.monotonic()
         if options.init:
-            initialise_pool(options.directory, self._driver_name)
+            _initialise(options, self._driver_name)
         pool = Pool(options, self._driver_name, self._state_dir)
         try:
             pool.unmounted_growth.settle_all()
@@ -302,6 +302,13 @@ class PoolLoader:
                 pool.runtime.save(volume_id, RuntimeState())
 
 
+def _initialise(options: PoolOptions, driver_name: str) -> None:
+    if options.backing_bytes:
+        initialise_backed_pool(options.directory, driver_name, options.backing_bytes)
+    else:
+        initialise_pool(options.directory, driver_name)
+
+
 def ensure_state_dir(path: str) -> None:
     """The directory for this boot's state exists, is ours alone and can be written.
 
@@ -347,3 +354,7 @@ def _tend(pool: Pool) -> None:
         tend_quotas(pool.store)
     except OSError as cause:
         _log.warning("pool %s cannot be measured: %s", pool.name, cause)
+    try:
+        pool.tend_backing()
+    except (PoolRefused, OSError) as cause:
+        _log.error("pool %s: its backing file is not whole: %s", pool.name, cause)

@@ -197,6 +197,32 @@ def attach(
     return loop
 
 
+def reopen(number: int, *, device: int, inode: int) -> LoopDevice | None:
+    """Return the owner of a descriptor of loop device `number`, or None when its file is not (st_dev, st_ino).
+
+    An autoclear device of that file stays attached at least until the descriptor is closed.
+
+    Raises:
+        OSError: as `status`.
+    """
+    try:
+        fd = _open_device(number, os.O_RDWR)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO):  # it is just going
+            return None
+        raise
+    loop = LoopDevice(fd, number)
+    try:
+        info = status_of(fd)
+    except BaseException:
+        loop.close()
+        raise
+    if info is None or not info.is_backed_by(device, inode):
+        loop.close()
+        return None
+    return loop
+
+
 def status(number: int) -> LoopInfo | None:
     """Return what device `number` is attached to, or None when it is not attached (or does not exist).
 

@@ -112,14 +112,24 @@ def mount_filesystem(
             EUCLEAN: no such filesystem on the device. EIO, ENXIO: no medium. EINVAL, ENOTDIR: the target is
             no directory.
     """
+    attach(detached(source, fs_type, options=options, flags=flags), target_fd)
+
+
+def detached(source: str, fs_type: str, *, options: Sequence[str] = (), flags: MountFlag = NO_FLAGS) -> int:
+    """Mount the filesystem on block device `source` where nobody sees it; the caller's O_PATH descriptor of its root.
+
+    It is unmounted when that descriptor, and the last one of a file in it, is closed, also by the end of the process.
+    The rest is as in `mount`.
+
+    Raises:
+        OSError: as `mount`.
+    """
     context = _fsopen(os.fsencode(fs_type), FSOPEN_CLOEXEC)
     try:
-        try:
-            _configure(context, source, options)
-            detached = _fsmount(context, FSMOUNT_CLOEXEC, int(flags))
-        except OSError as error:
-            raise _explained(error, context, f"mount {fs_type} from {source}") from None
-        _attach(detached, target_fd)
+        _configure(context, source, options)
+        return _fsmount(context, FSMOUNT_CLOEXEC, int(flags))
+    except OSError as error:
+        raise _explained(error, context, f"mount {fs_type} from {source}") from None
     finally:
         os.close(context)
 
@@ -137,15 +147,15 @@ def bind(source_fd: int, target_fd: int, *, flags: MountFlag = NO_FLAGS) -> None
         OSError: EINVAL: the source lies in another mount namespace or a bind of it is forbidden; ENOTDIR or
             EINVAL when one of the two is a directory and the other is not.
     """
-    detached = _open_tree(source_fd, b"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
+    tree = _open_tree(source_fd, b"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
     try:
         wanted = int(flags)
         if wanted:
-            _mount_setattr(detached, b"", AT_EMPTY_PATH, _attributes(wanted), MOUNT_ATTR.size)
+            _mount_setattr(tree, b"", AT_EMPTY_PATH, _attributes(wanted), MOUNT_ATTR.size)
     except BaseException:
-        os.close(detached)
+        os.close(tree)
         raise
-    _attach(detached, target_fd)
+    attach(tree, target_fd)
 
 
 def unmount(target: str, *, dir_fd: int | None = None) -> None:
@@ -171,12 +181,16 @@ def unmount(target: str, *, dir_fd: int | None = None) -> None:
     _umount2(os.fsencode(target), UMOUNT_NOFOLLOW)
 
 
-def _attach(detached: int, target_fd: int) -> None:
-    """Move the detached mount onto the target and close its descriptor (an unmoved mount goes with it)."""
+def attach(tree: int, target_fd: int) -> None:
+    """Show the detached mount at the target, and close its descriptor; an unmoved mount goes with that.
+
+    Raises:
+        OSError: EINVAL, ENOTDIR: one of the two is a directory and the other is not.
+    """
     try:
-        _move_mount(detached, b"", target_fd, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+        _move_mount(tree, b"", target_fd, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
     finally:
-        os.close(detached)
+        os.close(tree)
 
 
 def _attributes(flags: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The operator's view of a node, beside CSI on the same socket: it looks, and changes nothing."""
+"""The operator's view of a node, beside CSI on the same socket: it looks, and lets pools grow."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ class AdminServicer:
             for name, why in self._node.pools.refused.items()
         ]
         return admin_pb2.ListPoolsResponse(pools=sorted([*pools, *refused], key=attrgetter("name")))
+
+    def GrowPool(self, request: admin_pb2.GrowPoolRequest, call: Call) -> admin_pb2.Pool:
+        return self._pool(self._node.pool_growth.grow(request.name, request.size_bytes, call.deadline))
 
     def ListVolumes(self, request: admin_pb2.ListVolumesRequest, call: Call) -> admin_pb2.ListVolumesResponse:
         limit = min(parsing.max_entries(request.max_entries) or _PAGE, _PAGE)
@@ -104,6 +107,8 @@ class AdminServicer:
             grantable_bytes=pool.ledger.grantable_bytes(pool.overcommit),
             volume_count=inspection.volume_counts(self._node).get(pool.name, 0),
             snapshot_count=inspection.snapshot_counts(self._node).get(pool.name, 0),
+            backing_file=pool.backing.path if pool.backing else "",
+            backing_bytes=pool.backing.size_bytes if pool.backing else 0,
             quarantined_count=inspection.quarantined_count(self._node, pool),
             state="ready",
             quota=pool.quota,

@@ -34,6 +34,10 @@ class Client:
         """Every pool with its numbers."""
         return [plain(pool) for pool in self._admin("ListPools", admin_pb2.ListPoolsRequest()).pools]
 
+    def grow_pool(self, name: str, size_bytes: int) -> dict[str, Any]:
+        """Let a pool's backing file grow; the pool with its numbers."""
+        return plain(self._admin("GrowPool", admin_pb2.GrowPoolRequest(name=name, size_bytes=size_bytes)))
+
     def volumes(self) -> Iterator[dict[str, Any]]:
         """Every volume, page by page."""
         token = ""

@@ -51,6 +51,7 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.TopologyUnsatisfiable: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.VolumeDamaged: grpc.StatusCode.INTERNAL,
+    errors.PoolNotGrowable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PoolRefused: grpc.StatusCode.UNAVAILABLE,
     errors.NodeUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.OrchestratorUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -50,6 +50,14 @@ def initialise(root_fd: int, directory: str, driver_name: str) -> PoolIdentity:
     return identity
 
 
+def identity(root_fd: int, directory: str) -> PoolIdentity | None:
+    """What the identity file in the directory behind `root_fd` says; None when there is none.
+
+    Raises: PoolRefused when it is damaged; OSError.
+    """
+    return _identity_if_there(root_fd, directory)
+
+
 def has_identity(root_fd: int) -> bool:
     """Whether an identity file lies in the directory, readable or not."""
     try:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 import csi_driver
-from tests.crash import test_crash_ephemeral, test_crash_modify, test_crash_points, test_crash_snapshots
+from tests.crash import (
+    test_crash_backing,
+    test_crash_ephemeral,
+    test_crash_modify,
+    test_crash_points,
+    test_crash_snapshots,
+)
 from tests.crash.tally import Tally
 
 MATRIX = [*test_crash_points.MATRIX, *test_crash_snapshots.MATRIX]
@@ -21,6 +27,7 @@ def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:
     of_pods = (param.values for param in test_crash_ephemeral.MATRIX)
     wanted |= {f"ephemeral {kind} {operation}" for kind, operation in of_pods}
     wanted |= {f"modify {name}" for param in test_crash_modify.MATRIX for name in param.values}
+    wanted |= {f"backing {operation}" for operation in test_crash_backing.OPERATIONS}
     if not wanted <= tally.operations:
         pytest.skip("only a part of the crash matrix was selected")
     source = Path(csi_driver.__file__).parent

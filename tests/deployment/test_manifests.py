@@ -45,7 +45,7 @@ OTHER: Object = {
     "kubeletDir": "/var/lib/other/kubelet",
     "pools": [
         {"name": "fast", "path": "/nvme/volumes", "overcommit": 1.5, "ephemeral": "1.5Gi"},
-        {"name": "slow", "path": "/hdd", "init": True},
+        {"name": "slow", "path": "/hdd", "init": True, "backingFile": "100Gi"},
     ],
 }
 
@@ -170,7 +170,7 @@ def test_the_nodes_arguments_are_understood_as_they_are_meant(monkeypatch: pytes
         driver_name="disks.example.com",
         pools=(
             PoolOptions(PoolName("fast"), "/nvme/volumes", 1.5, ephemeral_bytes=3 << 29),
-            PoolOptions(PoolName("slow"), "/hdd", init=True),
+            PoolOptions(PoolName("slow"), "/hdd", init=True, backing_bytes=100 << 30),
         ),
         state_dir="/run/hostvol",
         http_address=":9808",
@@ -356,6 +356,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"pools": [POOL | {"ephemeral": "10GiB"}]}, "at '/pools/0/ephemeral'"),
     ({"pools": [POOL | {"ephemeral": "1Gi,init=true"}]}, "at '/pools/0/ephemeral'"),
     ({"pools": [POOL | {"ephemeral": 10}]}, "at '/pools/0/ephemeral'"),
+    ({"pools": [POOL | {"init": True, "backingFile": "10GiB"}]}, "at '/pools/0/backingFile'"),
+    ({"pools": [POOL | {"backingFile": "10Gi"}]}, "at '/pools/0': missing property 'init'"),
+    ({"pools": [POOL | {"init": False, "backingFile": "10Gi"}]}, "at '/pools/0/init'"),
     ({"pools": [POOL | {"thick": True}]}, "at '/pools/0': additional properties 'thick'"),
     ({"pools": [POOL, POOL | {"path": "/b"}]}, "pools[1].name"),
     ({"pools": [POOL, POOL | {"name": "b"}]}, "pools[1].path"),

@@ -27,7 +27,10 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from csi_driver.backends.backing_file import BackingFile
+from csi_driver.domain.pools import initialise_backed_pool
 from csi_driver.linux import reflink
+from csi_driver.model import DEFAULT_DRIVER_NAME
 from tests.harness import GIB, PoolPlace, backing_files, run
 from tests.powercut import cut_power
 
@@ -80,6 +83,38 @@ class ShutDownDisk(Disk):
 
     def cut(self) -> None:
         cut_power(str(self.mount_point), flush_log=False)
+
+
+class BackedDisk(ShutDownDisk):
+    """ext4 with a pool in a backing file; it is the ext4 that the power is cut below."""
+
+    def __init__(self, where: Path) -> None:
+        super().__init__(where, "ext4")
+        self.backed = self.mount_point / "backed"
+        initialise_backed_pool(str(self.backed), DEFAULT_DRIVER_NAME, 2 * SIZE_BYTES // 3)
+        self.fs_type = "xfs"
+        self.place = PoolPlace(self.backed / "pool", self.place.mount_point, self.place.image)
+        self.mount_backed()
+
+    def mount_backed(self) -> None:
+        """What a driver does when it starts."""
+        held = BackingFile.open(str(self.backed))
+        assert held is not None
+        held.mounted()
+        held.close()
+
+    def recover(self) -> None:
+        self.unmount_backed()
+        super().recover()
+        self.mount_backed()
+
+    def remove(self) -> None:
+        self.unmount_backed()
+        super().remove()
+
+    def unmount_backed(self) -> None:
+        unmount(self.backed / "pool")
+        wait_until_released(self.backed / "hostvol-backing.img")
 
 
 class ClonedDisk(Disk):

@@ -1,0 +1,320 @@
+"""A pool in a backing file: what an operator on a host with ext4 gets, and what happens to the file.
+
+- It is made whole, with all its blocks, or refused with the numbers; its volumes are snapshot at once.
+- It is mounted at the start, found again after a crash, after the end of a container and after a boot; there is never a
+  second loop device over the file.
+- It grows below volumes that are written to, and never takes what another pool was promised.
+- A file that is missing, cut off or another one is not written to; other pools are served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from csi_driver.app import parse_pool
+from csi_driver.errors import InvalidField
+from tests.backing.backed import Backed
+from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, polled, run
+
+MakeDriver = Callable[..., Driver]
+
+
+def served(backed: Backed, make_driver: MakeDriver, **options: object) -> Driver:
+    return make_driver(backed.place, init_pools=False, **options)
+
+
+def pool_of(driver: Driver, name: str = "default") -> dict[str, object]:
+    table = run(*hostvol("pool", "list", "--output", "json", f"--endpoint={driver.endpoint}"))
+    return next(row for row in json.loads(table) if row["name"] == name)
+
+
+def hostvol(*words: str) -> list[str]:
+    return [sys.executable, "-m", "csi_driver", *words]
+
+
+def snapshot(driver: Driver, name: str, volume_id: str) -> str:
+    made = driver.call("CreateSnapshot", name=name, source_volume_id=volume_id).snapshot
+    assert made.ready_to_use
+    return str(made.snapshot_id)
+
+
+def test_an_ext4_host_cuts_mounted_volumes_at_once(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    assert backed.names() == {"hostvol-backing.img", "hostvol-backing.json", "pool"}
+    backed.check()
+    assert backed.image.stat().st_mode & 0o777 == 0o600
+    assert not backed.is_mounted()
+    assert not backed.loops()
+    driver = served(backed, make_driver)
+    row = pool_of(driver)
+    assert (row["filesystem"], row["reflink"], row["backing_bytes"]) == ("xfs", True, GIB)
+    assert row["backing_file"] == str(backed.image)
+    life = Workload(driver, "data", size_bytes=300 * MIB)
+    Path(life.up(), "written").write_bytes(os.urandom(MIB))
+    cut = snapshot(driver, "cut", life.volume_id)
+    driver.call("DeleteSnapshot", snapshot_id=cut)
+    life.down()
+    assert driver.stop() == 0
+    # Volumes may be in use: the driver leaves the mount alone.
+    assert backed.is_mounted()
+    backed.unmount()
+    backed.check()
+
+
+def test_it_is_made_once(backed: Backed) -> None:
+    backed.made()
+    before = backed.image.stat()
+    assert backed.init().returncode == 0
+    larger = backed.init("2GiB")
+    assert larger.returncode == 0
+    assert "hostvol pool grow" in larger.stderr
+    assert backed.hostvol("init", str(backed.directory)).returncode == 0
+    inside = backed.hostvol("init", str(backed.mount_point))
+    assert inside.returncode == 1
+    assert f"name {backed.directory}" in inside.stderr
+    after = backed.image.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+def test_a_lost_record_is_written_again(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    before = (backed.directory / "hostvol-backing.json").read_bytes()
+    (backed.directory / "hostvol-backing.json").unlink()
+    with pytest.raises(AssertionError, match="without its record"):
+        served(backed, make_driver)
+    assert backed.hostvol("init", str(backed.directory)).returncode == 1
+    assert backed.init("2GiB").returncode == 0
+    assert (backed.directory / "hostvol-backing.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [("100GiB", "107374182400 bytes asked"), ("100MiB", "at least 536870912"), ("3.99GiB", "can be granted")],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(backed: Backed, size: str, words: str) -> None:
+    done = backed.init(size)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert backed.names() == set()
+
+
+def test_a_directory_with_anything_in_it_is_refused(backed: Backed) -> None:
+    backed.directory.mkdir()
+    (backed.directory / "letter").write_text("mine")
+    done = backed.init()
+    assert done.returncode == 1
+    assert "'letter'" in done.stderr
+    assert backed.names() == {"letter"}
+
+
+def test_a_btrfs_is_refused(make_pool: Callable[..., PoolPlace]) -> None:
+    done = Backed(make_pool("btrfs", GIB)).init("512MiB")
+    assert done.returncode == 1
+    assert "btrfs shares blocks by itself" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["restart", "new container", "boot"])
+def test_it_is_found_again(backed: Backed, make_driver: MakeDriver, how: str) -> None:
+    backed.made()
+    driver = served(backed, make_driver)
+    block = Workload(driver, "block", block=True, size_bytes=16 * MIB)
+    block.up()
+    Path(block.target()).write_bytes(b"before")
+    mounted = Workload(driver, "mounted")
+    Path(mounted.up(), "kept").write_text("before")
+    device = backed.loops()
+    driver.kill()
+    if how == "new container":
+        # Its mount namespace is gone, and volumes keep the filesystem alive.
+        run("umount", "--lazy", str(backed.mount_point))
+        assert backed.loops() == device
+    if how == "boot":
+        driver.clean_up()
+        for loop in run("losetup", "--noheadings", "--output", "NAME,BACK-FILE").splitlines():
+            if str(backed.mount_point) in loop:
+                run("losetup", "-d", loop.split()[0])
+        backed.unmount()
+    driver.start()
+    assert len(backed.loops()) == 1
+    if how != "boot":
+        assert backed.loops() == device
+        assert Path(mounted.target(), "kept").read_text() == "before"
+        assert Path(block.target()).read_bytes()[:6] == b"before"
+    for life in (block, mounted):
+        life.stage()
+        life.publish()
+    assert Path(mounted.target(), "kept").read_text() == "before"
+    assert Path(block.target()).read_bytes()[:6] == b"before"
+    snapshot(driver, "cut", mounted.volume_id)
+    for life in (block, mounted):
+        life.down()
+    driver.stop()
+    backed.unmount()
+    backed.check()
+
+
+def test_two_drivers_do_not_share_it(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    served(backed, make_driver)
+    with pytest.raises(AssertionError, match="another hostvol process serves it"):
+        served(backed, make_driver)
+    assert len(backed.loops()) == 1
+
+
+def test_of_many_drivers_that_start_at_once_one_serves(backed: Backed, tmp_path: Path) -> None:
+    backed.made()
+    drivers = [Driver(tmp_path / f"one{number}", [backed.place], init_pools=False) for number in range(4)]
+    for driver in drivers:
+        driver.start(wait=False)
+    try:
+        assert polled(lambda: sum(one.process.poll() is None for one in drivers if one.process) == 1, 60)
+        assert len(backed.loops()) == 1
+    finally:
+        for driver in drivers:
+            driver.kill()
+
+
+def test_a_device_that_a_stranger_attached_is_used_and_a_second_refused(
+    backed: Backed, make_driver: MakeDriver
+) -> None:
+    backed.made()
+    strangers = [run("losetup", "--find", "--show", str(backed.image)).strip() for _ in range(2)]
+    try:
+        with pytest.raises(AssertionError, match="is attached by /dev/loop"):
+            served(backed, make_driver)
+        run("losetup", "-d", strangers.pop())
+        driver = served(backed, make_driver)
+        assert backed.loops() == strangers
+        driver.stop()
+        run("umount", str(backed.mount_point))
+    finally:
+        for device in strangers:
+            run("losetup", "-d", device)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "another"])
+def test_a_file_that_is_not_what_it_was_is_refused_and_other_pools_are_served(
+    backed: Backed, make_driver: MakeDriver, tmp_path: Path, damage: str
+) -> None:
+    backed.made()
+    if damage == "missing":
+        backed.image.rename(backed.directory / "aside")
+    elif damage == "cut off":
+        os.truncate(backed.image, 900 * MIB)
+    else:
+        backed.image.rename(backed.directory / "aside")
+        backed.image.write_bytes(bytes(MIB))
+        os.truncate(backed.image, GIB)
+    plain = PoolPlace(tmp_path / "plain")
+    driver = make_driver(plain, backed.place, init_pools=False, options=[",init=true", ""])
+    told = {"missing": "cannot be opened", "cut off": "it was cut off", "another": "does not hold the xfs"}
+    assert told[damage] in str(pool_of(driver, "pool1")["message"])
+    assert not backed.is_mounted()
+    assert not os.listdir(backed.mount_point)
+    life = Workload(driver, "life")
+    life.up()
+    life.down()
+    refused = Workload(driver, "refused", parameters={"pool": "pool1"})
+    with pytest.raises(Failure) as failure:
+        refused.create()
+    assert failure.value.code is Code.UNAVAILABLE
+
+
+def test_blocks_that_were_taken_out_of_it_are_given_back(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    driver = served(backed, make_driver)
+    run("fstrim", str(backed.mount_point))
+    assert backed.image.stat().st_blocks * 512 < GIB // 2
+    driver.restart()
+    assert backed.image.stat().st_blocks * 512 >= GIB
+    assert "they are given back" in driver.log()
+
+
+def test_it_grows_below_a_writer(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    driver = served(backed, make_driver)
+    life = Workload(driver, "life", size_bytes=500 * MIB)
+    target = life.up()
+    script = "i=0; while true; do i=$((i+1)); echo $i | dd status=none conv=fsync of=$0/$((i % 50)); done"
+    writer = subprocess.Popen(["sh", "-c", script, target])
+    try:
+        before = backed.filesystem_bytes()
+        for size in ("1.5GiB", "2GiB"):
+            began = time.monotonic()
+            done = backed.hostvol("grow", "default", size, f"--endpoint={driver.endpoint}")
+            assert done.returncode == 0, done.stderr
+            assert time.monotonic() - began < 30
+        assert backed.filesystem_bytes() == before + GIB
+        assert int(str(pool_of(driver)["size_bytes"])) == before + GIB
+        again = backed.hostvol("grow", str(backed.directory), "2GiB", f"--endpoint={driver.endpoint}")
+        assert again.returncode == 0, again.stderr
+        for size, code in (("1GiB", "INVALID_ARGUMENT"), ("1TiB", "RESOURCE_EXHAUSTED")):
+            done = backed.hostvol("grow", "default", size, f"--endpoint={driver.endpoint}")
+            assert done.returncode == 1
+            assert code in done.stderr
+        assert writer.poll() is None
+    finally:
+        writer.send_signal(signal.SIGTERM)
+        writer.wait(30)
+    assert polled(lambda: driver.code("NodeUnpublishVolume", volume_id=life.volume_id, target_path=target) is Code.OK)
+    life.down()
+    large = Workload(driver, "large", size_bytes=1700 * MIB)
+    large.create()
+    driver.stop()
+    backed.unmount()
+    backed.check()
+
+
+def test_without_a_driver_it_grows_as_well(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    done = backed.grow("2GiB")
+    assert done.returncode == 0, done.stderr
+    assert not backed.loops()
+    assert not backed.is_mounted()
+    backed.check()
+    driver = served(backed, make_driver)
+    assert int(str(pool_of(driver)["size_bytes"])) > 1900 * MIB
+
+
+def test_what_a_pool_beside_it_was_promised_is_not_taken(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    beside = backed.directory.parent / "beside"
+    driver = make_driver(backed.place, PoolPlace(beside), init_pools=False, options=["", ",init=true"])
+    promised = Workload(driver, "promised", size_bytes=2 * GIB, parameters={"pool": "pool1"})
+    promised.create()
+    refused = backed.hostvol("grow", "default", "2.5GiB", f"--endpoint={driver.endpoint}")
+    assert "RESOURCE_EXHAUSTED" in refused.stderr
+    promised.delete()
+    assert backed.hostvol("grow", "default", "2.5GiB", f"--endpoint={driver.endpoint}").returncode == 0
+    not_backed = backed.hostvol("grow", "pool1", "2GiB", f"--endpoint={driver.endpoint}")
+    assert "FAILED_PRECONDITION" in not_backed.stderr
+
+
+def test_a_driver_makes_it_where_it_is_told_and_lets_it_grow(backed: Backed, make_driver: MakeDriver) -> None:
+    driver = served(backed, make_driver, options=[",init=true,backing-file=600Mi"])
+    assert pool_of(driver)["backing_bytes"] == 600 * MIB
+    driver.stop()
+    for setting, size in (("1Gi", GIB), ("600Mi", GIB), ("100Gi", GIB)):
+        driver.options = [f",init=true,backing-file={setting}"]
+        driver.start()
+        assert pool_of(driver)["backing_bytes"] == size
+        driver.stop()
+    assert "bytes asked" in driver.log()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["backing-file=1Gi", "init=false,backing-file=1Gi", "init=true,backing-file=1GiB", "init=true,backing-file="],
+)
+def test_a_wrong_setting_is_refused_by_name(setting: str) -> None:
+    with pytest.raises(InvalidField, match="backing-file"):
+        parse_pool(f"default=/x,{setting}")
