@@ -4,12 +4,14 @@
 - A thick one becomes thin and keeps its blocks; a directory gets its limit, and loses it, at once.
 - The same again is OK and changes nothing; the name still means the volume, as it was asked for.
 - What cannot change is refused by name with the remedy, all keys at once, and nothing else of the request happens.
+- A thick volume can be written to its end though a stranger has filled the pool.
 - What the pool cannot give is refused with numbers; what a directory holds beyond its size, likewise.
 - A create takes the mutable parameters, which go before those of its class.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -204,6 +206,39 @@ def test_an_overcommitted_pool_gives_no_more_than_it_has(make_pool: MakePool, ma
     assert image_of(volume).stat().st_blocks * 512 < 200 * MIB
     volume.down()
     assert pool_of(driver).promised_bytes == 0
+
+
+@pytest.mark.parametrize("fs", ["ext4", "xfs", "btrfs"])
+def test_a_thick_volume_can_be_written_when_a_stranger_has_taken_the_rest(
+    fs: str, make_pool: MakePool, make_driver: MakeDriver
+) -> None:
+    place = make_pool(fs, 1 * GIB)
+    driver = make_driver(place)
+    volume = Workload(driver, "kept", block=True, size_bytes=128 * MIB)
+    target = volume.up()
+    thin = Workload(driver, "thin", size_bytes=256 * MIB)
+    thin.create()
+    modify(volume, provisioning="thick")
+    stranger = fill(place)
+    fields = {"volume_id": thin.volume_id, "mutable_parameters": {"provisioning": "thick"}}
+    refused(driver, "ControllerModifyVolume", Code.RESOURCE_EXHAUSTED, "can be granted", **fields)
+    assert image_of(thin).stat().st_blocks * 512 < 64 * MIB
+    subprocess.run(("dd", "if=/dev/zero", f"of={target}", "bs=1M", "count=128", "oflag=direct"), check=True)
+    stranger.unlink()
+    modify(thin, provisioning="thick")
+    thin.delete()
+    volume.down()
+
+
+def fill(place: PoolPlace) -> Path:
+    """A stranger's file that takes all that the pool's filesystem has."""
+    assert place.mount_point is not None
+    path = place.mount_point / "stranger"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"s" * MIB)
+    subprocess.run(("sync", "-f", str(path)), check=True)
+    return path
 
 
 def test_a_create_takes_mutable_parameters_before_those_of_its_class(driver: Driver) -> None:
