@@ -13,7 +13,7 @@ from typing import Final
 from csi_driver.backends import options
 from csi_driver.errors import GrowthRefused, InvalidField, ModificationRefused
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, filesystem, mount, mountinfo, quota, sync
+from csi_driver.linux import btrfs, filesystem, mount, mountinfo, project_tree, quota, sync
 from csi_driver.model import QuotaPolicy, Usage, Volume, VolumeParameters
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
@@ -135,9 +135,14 @@ class DirectoryBackend:
         """
         if to.quota is QuotaPolicy.NONE or volume.parameters.quota is QuotaPolicy.REQUIRED:
             return volume
-        if self._kind is not QuotaKind.QGROUP:
-            remedy = quota_remedy(self._pool.root_fd) or "clone it into a volume with `quota: required`"
+        if self._kind is QuotaKind.NONE:
+            remedy = quota_remedy(self._pool.root_fd)
             raise ModificationRefused(volume.volume_id, "quota", f"pool {volume.pool} cannot limit it; {remedy}")
+        if self._kind is QuotaKind.PROJECT:
+            if self.mounts(volume):
+                # While only a part of it bears the project, its users could not rename files.
+                raise ModificationRefused(volume.volume_id, "quota", "it is mounted; stop what uses it")
+            return dataclasses.replace(volume, project_id=volume.project_id or self._free_project())
         with self._opened(volume) as data_fd:
             if not btrfs.is_subvolume(data_fd):
                 raise ModificationRefused(volume.volume_id, "quota", "its directory is no subvolume; clone it")
@@ -151,12 +156,23 @@ class DirectoryBackend:
         Raises: ModificationRefused when it holds more than the limit.
         """
         if to.quota is QuotaPolicy.REQUIRED:
+            if self._kind is QuotaKind.PROJECT:
+                self._charge(volume, inherited=True)
+                crash_point("directory.charged")
             self._require_within(volume)
         self._hold_to(volume, to.quota)
         crash_point("directory.limit_changed")
 
     def restore(self, volume: Volume) -> None:
+        """The limit is what it was; a directory without one may again be renamed in, whatever of it was charged."""
         self._hold_to(volume, volume.parameters.quota)
+        if self._kind is QuotaKind.PROJECT and volume.project_id and volume.parameters.quota is QuotaPolicy.NONE:
+            self._charge(volume, inherited=False)
+
+    def _charge(self, volume: Volume, *, inherited: bool) -> None:
+        with self._opened(volume) as data_fd:
+            project_tree.charge_tree(data_fd, volume.project_id, inherited=inherited)
+            sync.sync_filesystem(data_fd)
 
     def holds_bytes(self, volume: Volume) -> int:
         """What the directory holds now, whether it has a limit or not; btrfs counts when it commits."""

@@ -19,7 +19,7 @@ from tests.crash.tally import Tally
 
 MATRIX = [*test_crash_points.MATRIX, *test_crash_snapshots.MATRIX]
 # Passed only where the pool's filesystem enforces project quotas.
-OF_PROJECT_QUOTAS = {"directory.project_set", "clear.project_freed"}
+OF_PROJECT_QUOTAS = {"directory.project_set", "clear.project_freed", "directory.charged"}
 
 
 def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:

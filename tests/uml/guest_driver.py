@@ -9,6 +9,9 @@ On XFS and ext4, each mounted with `prjquota`:
   killed again while it clears.
 - A limit that is raised holds to the byte at once, survives a power cut, and is finished by the next start when the
   driver is killed in its middle; where no quota is enforced it is not raised.
+- A directory without a limit gets one while nobody uses it: all in it is charged, and the limit holds to the byte;
+  more than its size is refused; a driver killed in the middle leaves a directory without a limit, in which files can be
+  renamed.
 - What is granted to the brim can be written by all at once; growth is quota less usage.
 - A workload that moves its files to another project takes no limit from anybody.
 - Where the quota is not enforced (any more), a required one is refused with its remedy and `none` is accepted, and the
@@ -319,6 +322,72 @@ def test_a_driver_killed_at_any_step_leaves_no_limit_once_it_is_back(filesystem:
     assert write(up(first), NOBODY, "write") in FULL
     assert disk_usage(Path(first.target())) <= first.size_bytes
     first.down()
+
+
+def modify(workload: Workload, quota_policy: str) -> None:
+    mutable = {"quota": quota_policy}
+    workload.driver.call("ControllerModifyVolume", volume_id=workload.volume_id, mutable_parameters=mutable)
+
+
+def fill(target: Path) -> None:
+    """6 MiB of files, with what else a tree has."""
+    (target / "deep" / "er").mkdir(parents=True)
+    for path in (target / "file", target / "deep/file", target / "deep/er/file"):
+        path.write_bytes(b"f" * 2 * MIB)
+        os.chown(path, NOBODY, NOBODY)
+    os.link(target / "file", target / "deep/link")
+    os.symlink("/etc/passwd", target / "symlink")
+    os.mkfifo(target / "fifo")
+    run("sync", "-f", str(target))
+
+
+def test_a_directory_gets_its_limit_while_nobody_uses_it(filesystem: Path, driver: Driver) -> None:
+    workload = Workload(driver, "free", parameters=NONE, size_bytes=16 * MIB)
+    target = up(workload)
+    fill(target)
+    with pytest.raises(Failure, match="it is mounted; stop what uses it"):
+        modify(workload, "required")
+    workload.unpublish()
+    workload.unstage()
+    driver.restart(HOSTVOL_CRASH_AT="directory.charged")
+    with pytest.raises(Failure):
+        modify(workload, "required")
+    assert driver.wait_dead() == -signal.SIGKILL
+    driver.start()
+    workload.stage()
+    workload.publish()
+    assert driver.call("GetVolume", volume_id=workload.volume_id).quota == "none"
+    (target / "new").mkdir()
+    (target / "new/file").write_bytes(b"n")
+    for name in ("new/file", "deep/er/file"):
+        os.rename(target / name, target / "moved")
+        os.rename(target / "moved", target / "deep" / "moved")
+        os.rename(target / "deep/moved", target / name)
+    assert reported(filesystem, project_of(workload))[1] == 0
+    workload.unpublish()
+    workload.unstage()
+    modify(workload, "required")
+    workload.stage()
+    workload.publish()
+    used, limit = reported(filesystem, project_of(workload))
+    assert limit == 16 * MIB
+    assert 6 * MIB <= used <= 6 * MIB + SLACK
+    assert write(target, NOBODY, "write", "rest") in FULL
+    assert disk_usage(target) <= 16 * MIB
+    # Lifted at once, also while it is used.
+    modify(workload, "none")
+    assert reported(filesystem, project_of(workload))[1] == 0
+    run("dd", "if=/dev/zero", f"of={target}/more", "bs=1M", "count=12", "conv=fsync")
+    project_id = project_of(workload)
+    workload.unpublish()
+    workload.unstage()
+    with pytest.raises(Failure, match="expand it, or delete files"):
+        modify(workload, "required")
+    workload.expand(64 * MIB)
+    modify(workload, "required")
+    assert reported(filesystem, project_id)[1] == 64 * MIB
+    workload.delete()
+    assert eventually(lambda: is_free(filesystem, project_id))
 
 
 def test_a_limit_survives_a_power_cut_and_a_deleted_one_does_not(filesystem: Path, driver: Driver) -> None:
