@@ -81,6 +81,39 @@ class CopyFailed(HostvolError):
         )
 
 
+class HasNoBlocks(HostvolError):
+    """What blocks are asked of is a tree of files."""
+
+    def __init__(self, field: str, snapshot_id: str) -> None:
+        super().__init__(
+            f"{field}: {snapshot_id} is a snapshot of a directory volume, which has no blocks: make a volume from it "
+            "and back up its files, or keep such data in volumes of type image"
+        )
+
+
+class SnapshotUnfinished(HostvolError):
+    """A snapshot whose bytes are still being copied, or could not be."""
+
+    def __init__(self, field: str, snapshot_id: str) -> None:
+        super().__init__(
+            f"{field}: {snapshot_id} is not ready to use: its content is being copied; wait until ready_to_use is true"
+        )
+
+
+class Unrelated(InvalidField):
+    """Two snapshots that are to be compared come from different volumes, neither of which was made from the other."""
+
+    def __init__(self, field: str, snapshot_id: str, volume_id: str, wanted_id: str) -> None:
+        super().__init__(field, f"{snapshot_id} (of {volume_id})", f"a snapshot of {wanted_id}, as the target is")
+
+
+class OffsetBeyondEnd(HostvolError):
+    """A list of blocks is to begin behind the last one."""
+
+    def __init__(self, offset: int, size_bytes: int) -> None:
+        super().__init__(f"starting_offset: {offset} is behind the end of the snapshot, which has {size_bytes} bytes")
+
+
 class VolumeNotAtPath(HostvolError):
     """The volume exists, but is not mounted where the caller says."""
 

@@ -109,7 +109,7 @@ class Caller:
         self._channel.close()
 
     def call(self, method: str, request: Any = None, *, timeout: float = 60, **fields: Any) -> Any:
-        """The answer.
+        """The answer; all messages of one that is streamed, in a list.
 
         Raises: Failure.
         """
@@ -117,7 +117,8 @@ class Caller:
         if request is None:
             request = message_factory.GetMessageClass(descriptor.input_type)(**fields)
         try:
-            return self.stub(method)(request, timeout=timeout)
+            answer = self.stub(method)(request, timeout=timeout)
+            return list(answer) if descriptor.server_streaming else answer
         except grpc.RpcError as error:
             raise Failure(method, error.code(), error.details() or "") from error
 
@@ -142,7 +143,9 @@ class Caller:
         """The bare gRPC callable of a method."""
         if method not in self._stubs:
             descriptor = _METHODS[method]
-            self._stubs[method] = self._channel.unary_unary(
+            channel = self._channel
+            make = channel.unary_stream if descriptor.server_streaming else channel.unary_unary
+            self._stubs[method] = make(
                 f"/{descriptor.containing_service.full_name}/{descriptor.name}",
                 request_serializer=message_factory.GetMessageClass(descriptor.input_type).SerializeToString,
                 response_deserializer=message_factory.GetMessageClass(descriptor.output_type).FromString,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from contextlib import closing
@@ -110,6 +111,34 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
             click.confirm(f"Delete {found['snapshot_id']} ({found['name']})?", abort=True)
         client.delete_snapshot(found["snapshot_id"])
     click.echo(f"{found['snapshot_id']} is deleted")
+
+
+@snapshot.command()
+@click.argument("name_or_id", metavar="SNAPSHOT")
+@click.option("--base", metavar="SNAPSHOT", help="Only what may differ from this earlier one of the same volume.")
+@click.option("--from", "offset", type=click.IntRange(min=0), default=0, help="Leave out what ends before this byte.")
+@options.endpoint
+@options.output
+@click.pass_obj
+def blocks(connect: Connect, /, name_or_id: str, *, base: str | None, offset: int, endpoint: str, output: str) -> None:
+    """Print where SNAPSHOT (its id or name) holds data: offset and size in bytes, a range a line.
+
+    With --base it prints what changed since: data that became a hole as well. Never less than that, perhaps more.
+
+    \b
+    Example:
+      hostvol snapshot blocks after-upgrade --base before-upgrade
+    """
+    with closing(connect(endpoint)) as client:
+        snapshot_id = find_snapshot(client, name_or_id)["snapshot_id"]
+        base_id = find_snapshot(client, base)["snapshot_id"] if base else ""
+        ranges = client.snapshot_blocks(snapshot_id, base_id, offset)
+        if output == "json":
+            fields = ({"byte_offset": start, "size_bytes": size} for start, size in ranges)
+            click.echo(json.dumps(list(fields), indent=2))
+            return
+        for start, size in ranges:
+            click.echo(f"{start} {size}")
 
 
 def _finished(client: DriverClient, snapshot_id: str) -> dict[str, Any]:

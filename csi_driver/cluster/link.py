@@ -33,6 +33,8 @@ _WELCOME_SECONDS = 20.0
 _FIRST_BACKOFF_SECONDS = 0.2
 _LAST_BACKOFF_SECONDS = 8.0
 _JOIN_SECONDS = 5.0
+# So long a reader may take for a message of a streamed answer; then the stream gives its thread back.
+_PATIENCE_SECONDS = 600.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", 5 << 20),
     ("grpc.use_local_subchannel_pool", 1),
@@ -373,8 +375,7 @@ class _Answer:
         self._closed = False
 
     def send(self, response: bytes) -> bool:
-        self._credit.acquire()
-        if self._closed:
+        if not self._credit.acquire(timeout=_PATIENCE_SECONDS) or self._closed:
             return False
         self._up(peer_pb2.Reply(call_id=self._call_id, response=response, more=True))
         return True

@@ -24,6 +24,8 @@ _ID_FIELDS = (
     "source_volume_id",
     "source_volume_ids",
 )
+# Named beside the one that decides; it must be on the same node.
+_BESIDE = {"target_snapshot_id": "base_snapshot_id"}
 _ID_BYTES = 128
 
 
@@ -45,7 +47,12 @@ def target_of(request: Any) -> Target | None:
     for name in _ID_FIELDS:
         if name in fields:
             value = getattr(request, name)
-            return _target_of_all(name, value) if fields[name].is_repeated else _target(name, value)
+            if fields[name].is_repeated:
+                return _target_of_all(name, value)
+            target = _target(name, value)
+            if name in _BESIDE:
+                _require_beside(_target(_BESIDE[name], getattr(request, _BESIDE[name])), target)
+            return target
     return None
 
 
@@ -88,6 +95,12 @@ def _target(field: str, object_id: str) -> Target:
     if len(object_id.encode()) > _ID_BYTES:
         raise InvalidField(field, len(object_id.encode()), f"at most {_ID_BYTES} bytes")
     return Target(field, object_id, key_of(object_id))
+
+
+def _require_beside(other: Target, target: Target) -> None:
+    # An id that no node made is found to be unknown by the node of the other one.
+    if other.key and target.key and other.key != target.key:
+        raise ObjectsApart(other.field, target.object_id, other.object_id)
 
 
 def _target_of_all(field: str, object_ids: Sequence[str]) -> Target:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from csi_driver.domain.amendment import Amendment
+from csi_driver.domain.block_lists import BlockLists
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
@@ -71,6 +72,7 @@ class Node:
             "claims": self.claims,
             "copies": self.copies,
         }
+        self.block_lists = BlockLists(self.pools, self.snapshot_catalogue, self.claims)
         self.snapshots = Snapshots(node_id, self.pools, **held)
         self.volumes = Volumes(
             node_id,

@@ -89,8 +89,10 @@ QGROUP_LIMIT_ITEM: Final = struct.Struct("<QQQQQ")  # flags, max_rfer, max_excl,
 SPACE_ARGS: Final = struct.Struct("=QQ")  # space_slots, total_spaces
 SPACE_INFO: Final = struct.Struct("=QQQ")  # flags, total_bytes, used_bytes
 BTRFS_IOC_SPACE_INFO: Final = iowr(_MAGIC, 20, SPACE_ARGS.size)
-FS_INFO: Final = struct.Struct("=QQ16sIIIHHQQ960x")  # max_id, num_devices, fsid, …
+# max_id, num_devices, fsid, nodesize, sectorsize, clone_alignment, csum_type, csum_size, flags, generation, …
+FS_INFO: Final = struct.Struct("=QQ16sIIIHHQQ960x")
 BTRFS_IOC_FS_INFO: Final = ior(_MAGIC, 31, FS_INFO.size)
+_INFO_GENERATION: Final = 1 << 1
 DEV_INFO: Final = struct.Struct("=Q16sQQ4056x")  # devid, uuid, bytes_used, total_bytes, …
 BTRFS_IOC_DEV_INFO: Final = iowr(_MAGIC, 30, DEV_INFO.size)
 
@@ -366,6 +368,20 @@ def filesystem_uuid(fd: int) -> str:
         OSError: ENOTTY where this is no btrfs.
     """
     return str(uuid.UUID(bytes=_filesystem_info(fd)[2]))
+
+
+def generation(fd: int) -> int:
+    """Return the number of the filesystem's youngest transaction, which may still be running.
+
+    Raises:
+        OSError: ENOTTY where this is no btrfs; ENOSYS where the kernel does not tell (before Linux 5.10).
+    """
+    structure = bytearray(FS_INFO.pack(0, 0, b"", 0, 0, 0, 0, 0, _INFO_GENERATION, 0))
+    exchange(fd, BTRFS_IOC_FS_INFO, structure)
+    *_, flags, number = FS_INFO.unpack(structure)
+    if not flags & _INFO_GENERATION:
+        raise OSError(errno.ENOSYS, "the kernel does not tell the generation of a btrfs; it needs Linux 5.10")
+    return int(number)
 
 
 def devices(fd: int) -> list[Device]:

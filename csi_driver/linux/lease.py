@@ -1,15 +1,18 @@
-"""Whether a file is open anywhere else, asked of the kernel by a lease that is given back at once; knows no volume."""
+"""Whether a file is open anywhere else, asked of the kernel by a lease that is given back soon; knows no volume."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 # include/uapi/asm-generic/fcntl.h, include/uapi/linux/fcntl.h
 F_SETSIG: Final = 10
 F_SETLEASE: Final = 1024
+F_GETLEASE: Final = 1025
 
 
 def is_open_elsewhere(fd: int) -> bool:
@@ -35,7 +38,27 @@ def is_written_elsewhere(fd: int) -> bool:
     return not _is_granted(fd, fcntl.F_RDLCK)
 
 
-def _is_granted(fd: int, kind: int) -> bool:
+@contextmanager
+def writers_kept_away(fd: int) -> Iterator[Callable[[], bool]]:
+    """Tell, when asked before this ends, whether surely nobody could write to the file since it began.
+
+    `fd` is open for reading only. Whoever opens the file for writing meanwhile waits, but not for ever
+    (/proc/sys/fs/lease-break-time), so this is to last for milliseconds. False also where the filesystem has no leases,
+    or gives us none.
+    """
+    try:
+        granted = _is_granted(fd, fcntl.F_RDLCK, release=False)
+    except OSError:
+        granted = False
+    try:
+        yield lambda: granted and fcntl.fcntl(fd, F_GETLEASE) == fcntl.F_RDLCK
+    finally:
+        # EAGAIN where the kernel has given none, or taken it back.
+        with suppress(OSError):
+            fcntl.fcntl(fd, F_SETLEASE, fcntl.F_UNLCK)
+
+
+def _is_granted(fd: int, kind: int, *, release: bool = True) -> bool:
     # Whoever opens the file in the microsecond while the lease is held would have SIGIO sent to us, whose default is
     # to end the process; SIGURG is ignored by default.
     fcntl.fcntl(fd, F_SETSIG, signal.SIGURG)
@@ -45,5 +68,6 @@ def _is_granted(fd: int, kind: int) -> bool:
         if error.errno == errno.EAGAIN:
             return False
         raise
-    fcntl.fcntl(fd, F_SETLEASE, fcntl.F_UNLCK)
+    if release:
+        fcntl.fcntl(fd, F_SETLEASE, fcntl.F_UNLCK)
     return True

@@ -172,6 +172,32 @@ class Client:
         request = csi_pb2.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=path)
         self._csi("Node", "NodeUnstageVolume", request)
 
+    def snapshot_blocks(self, snapshot_id: str, base_id: str, starting_offset: int) -> Iterator[tuple[int, int]]:
+        """Offset and size of what holds data in a snapshot or, with a base, of what differs from that one."""
+        methods = csi_pb2.DESCRIPTOR.services_by_name["SnapshotMetadata"].methods_by_name
+        if base_id:
+            delta = csi_pb2.GetMetadataDeltaRequest(
+                base_snapshot_id=base_id, target_snapshot_id=snapshot_id, starting_offset=starting_offset
+            )
+            messages = self._stream(methods["GetMetadataDelta"], delta)
+        else:
+            whole = csi_pb2.GetMetadataAllocatedRequest(snapshot_id=snapshot_id, starting_offset=starting_offset)
+            messages = self._stream(methods["GetMetadataAllocated"], whole)
+        for message in messages:
+            yield from ((one.byte_offset, one.size_bytes) for one in message.block_metadata)
+
+    def _stream(self, method: MethodDescriptor, request: Message) -> Iterator[Any]:
+        invoke = self._channel.unary_stream(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=message_class(method.output_type).FromString,
+        )
+        try:
+            # However long it takes: what is compared is read.
+            yield from invoke(request)
+        except grpc.RpcError as error:
+            raise self._explained(error) from error
+
     def _csi(self, service: str, method: str, request: Message) -> Any:
         return self._call(csi_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[method], request)
 

@@ -8,9 +8,11 @@ UNIMPLEMENTED by themselves.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,10 +28,13 @@ from csi_driver.rpc.limits import check_limits
 from csi_driver.rpc.redaction import redacted
 
 _log = logging.getLogger("hostvol.rpc")
-_OBJECT_FIELDS = ("volume_id", "name", "snapshot_id", "source_volume_id")
+_OBJECT_FIELDS = ("volume_id", "name", "snapshot_id", "target_snapshot_id", "source_volume_id")
 # A call that waits for another one answers a little before its caller gives up, so that the answer is still heard.
 _ANSWER_SECONDS = 0.1
 _FOR_EVER_SECONDS = 1e8
+# So long the reader of a streamed answer may take for what is on its way (it may be copying what it was told of); then
+# the stream ends, since it holds one of few threads. A reader whose connection is gone is noticed at once.
+PATIENCE_SECONDS = 600.0
 
 Method = Callable[[Any, "Call"], Any]
 
@@ -128,6 +133,9 @@ class Served:
         try:
             self._check(request)
             yield from self._method(request, call)
+        except GeneratorExit:
+            self._journal.finished(self._name, request, "CANCELLED", began, "nobody reads the answer")
+            raise
         except Exception as error:
             raise self._refused(request, error, began) from error
         self._journal.finished(self._name, request, "OK", began, "")
@@ -223,7 +231,10 @@ def _rpc_handler(served: Served) -> Any:
 
     def stream(request: Message, context: grpc.ServicerContext) -> Iterator[Message]:
         try:
-            yield from served.answers(request, Call.of(context))
+            for message in served.answers(request, Call.of(context)):
+                # Resumed once the message is on its way, which waits for the reader.
+                with _patience(context):
+                    yield message
         except Refused as refused:
             context.abort(refused.code, refused.message)
 
@@ -232,6 +243,17 @@ def _rpc_handler(served: Served) -> Any:
     behaviour.experimental_thread_pool = served.executor
     make = grpc.unary_stream_rpc_method_handler if served.is_stream else grpc.unary_unary_rpc_method_handler
     return make(behaviour, request_deserializer=served.decode, response_serializer=served.encode)
+
+
+@contextmanager
+def _patience(context: grpc.ServicerContext) -> Iterator[None]:
+    timer = threading.Timer(PATIENCE_SECONDS, context.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _run(served: Served, raw: bytes, call: Call, answer: Answer) -> None:

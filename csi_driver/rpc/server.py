@@ -24,6 +24,7 @@ from csi_driver.rpc.edge import Dispatcher, Edge
 from csi_driver.rpc.holder import HolderServicer
 from csi_driver.rpc.identity import IdentityServicer
 from csi_driver.rpc.node import NodeServicer
+from csi_driver.rpc.snapshot_metadata import SnapshotMetadataServicer
 
 _STATISTICS = frozenset(
     {"NodeGetVolumeStats", "ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity"}
@@ -49,6 +50,8 @@ class NodeServer:
         self._instant = ThreadPoolExecutor(4, thread_name_prefix="instant")
         self._statistics = ThreadPoolExecutor(64, thread_name_prefix="statistics")
         self._mutations = ThreadPoolExecutor(512, thread_name_prefix="mutation")
+        # A stream holds its thread as long as its reader takes; see `edge`.
+        self._streams = ThreadPoolExecutor(16, thread_name_prefix="stream")
         self._server = grpc.server(self._mutations, options=_OPTIONS)
         self._edge = Edge(metrics)
         self._register(self._edge, node)
@@ -72,7 +75,7 @@ class NodeServer:
     def stop(self, grace_seconds: float) -> None:
         """Accept nothing more, let what runs finish for so long, and remove the socket."""
         self._server.stop(grace_seconds).wait()
-        for executor in (self._instant, self._statistics, self._mutations):
+        for executor in (self._instant, self._statistics, self._mutations, self._streams):
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _register(self, edge: Edge, node: Node) -> None:
@@ -82,6 +85,12 @@ class NodeServer:
             (
                 edge.handler(services["Identity"], IdentityServicer(node), lambda _: self._instant),
                 edge.handler(services["Controller"], ControllerServicer(node), self._threads, node.require_ready),
+                edge.handler(
+                    services["SnapshotMetadata"],
+                    SnapshotMetadataServicer(node),
+                    lambda _: self._streams,
+                    node.require_ready,
+                ),
                 edge.handler(services["Node"], NodeServicer(node), self._threads, node.require_ready),
                 edge.handler(admin, AdminServicer(node), lambda _: self._statistics, node.require_ready),
             )
