@@ -18,7 +18,6 @@ from csi_driver.linux import btrfs, filesystem, loop, preallocation, sync
 from csi_driver.store import backing, durable, pool
 from csi_driver.store.backing import BackingRecord
 
-LEAST_BYTES: Final = 512 << 20
 _MKFS_SECONDS: Final = 300.0
 # Every kernel that can do what we ask of it elsewhere knows it; an xfsprogs before 5.1 does not make it by itself.
 _MKFS_OPTIONS: Final = ("-m", "reflink=1")
@@ -66,8 +65,9 @@ def _found(dir_fd: int, directory: str, driver_name: str) -> BackingRecord | Non
 
 
 def _made(dir_fd: int, directory: str, driver_name: str, size_bytes: int) -> BackingRecord:
-    if size_bytes < LEAST_BYTES:
-        raise InvalidField("backing-file", size_bytes, f"at least {LEAST_BYTES} bytes")
+    least = filesystem.FILESYSTEMS[backing_file.FILESYSTEM].minimum_bytes
+    if size_bytes < least:
+        raise InvalidField("backing-file", size_bytes, f"at least {least} bytes")
     _require_fit(dir_fd, directory)
     durable.unlink_if_there(dir_fd, backing.BUILDING)
     backing_file.require_room(dir_fd, directory, size_bytes)

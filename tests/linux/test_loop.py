@@ -145,6 +145,18 @@ def test_another_opener_delays_the_autoclear_until_it_closes(ext4_image: int, ta
     assert loop.is_gone(device.number, **identity(ext4_image), patience_seconds=5)
 
 
+def test_a_reopened_device_stays_until_both_have_closed(image: int) -> None:
+    file = os.fstat(image)
+    with loop.attach(image, block_size=4096, autoclear=True) as device:
+        other = loop.reopen(device.number, device=file.st_dev, inode=file.st_ino)
+        assert other is not None
+        assert loop.reopen(device.number, device=file.st_dev, inode=file.st_ino + 1) is None
+    with other:
+        assert loop.backing_is(other.number, file.st_dev, file.st_ino)
+    assert comes_off(image)
+    assert loop.reopen(other.number, device=file.st_dev, inode=file.st_ino) is None
+
+
 def test_a_device_without_autoclear_stays_until_it_is_detached(image: int) -> None:
     number = attach_and_forget(image)
     assert [info.number for info in loop.find(**identity(image))] == [number]

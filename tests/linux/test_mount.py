@@ -224,3 +224,22 @@ def test_a_filesystem_that_cannot_be_attached_to_its_target_is_not_kept(ext4_ima
         assert run("findmnt", "-n", "-S", device.path, check=False) == ""
     found = os.fstat(ext4_image)
     assert loop.is_gone(device.number, device=found.st_dev, inode=found.st_ino, patience_seconds=5)
+
+
+def test_a_filesystem_is_mounted_unseen_and_goes_with_its_descriptor(ext4_image: int, target: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    with loop.attach(ext4_image, block_size=4096, autoclear=True) as device:
+        tree = mount.detached(device.path, "ext4")
+    root_fd = os.open(".", os.O_RDONLY, dir_fd=tree)
+    os.close(tree)
+    os.mkdir("seen", dir_fd=root_fd)
+    assert Path("/proc/self/mountinfo").read_text() == before
+    file = os.fstat(ext4_image)
+    number = device.number
+    assert loop.backing_is(number, file.st_dev, file.st_ino)
+    os.close(root_fd)
+    assert loop.is_gone(number, device=file.st_dev, inode=file.st_ino, patience_seconds=10)
+    with loop.attach(ext4_image, block_size=4096, autoclear=True) as device, opened(target, os.O_PATH) as target_fd:
+        mount.attach(mount.detached(device.path, "ext4"), target_fd)
+    assert (target / "seen").is_dir()
+    mount.unmount(str(target))

@@ -16,6 +16,7 @@ On XFS and ext4, each mounted with `prjquota`:
 - A workload that moves its files to another project takes no limit from anybody.
 - Where the quota is not enforced (any more), a required one is refused with its remedy and `none` is accepted, and the
   volumes that are there are served and deleted.
+- The XFS of a pool in a backing file enforces the sizes of directories, whatever the file is on.
 - Image volumes of every kind live on that kernel, too.
 
 On btrfs: the qgroups that an older kernel keeps are reaped.
@@ -37,7 +38,9 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.domain.pools import initialise_backed_pool
 from csi_driver.linux import quota
+from csi_driver.model import DEFAULT_DRIVER_NAME
 from tests.harness import MIB, Code, Driver, Failure, PoolPlace, Workload, create_request, run
 from tests.powercut import cut_power
 from tests.uml.guest_quota import NOBODY, WRITER, eventually, mounted, open_directory, reported, write
@@ -570,6 +573,20 @@ def test_images_of_one_template_have_uuids_of_their_own(driver: Driver) -> None:
     assert len(set(found)) == 2
     for workload in workloads:
         workload.down()
+
+
+def test_a_pool_in_a_backing_file_holds_directories_to_their_size(filesystem: Path, tmp_path: Path) -> None:
+    backed = filesystem / "backed"
+    initialise_backed_pool(str(backed), DEFAULT_DRIVER_NAME, 400 * MIB)
+    with running(tmp_path / "driver", backed) as driver:
+        assert "prjquota" in run("findmnt", "-no", "OPTIONS", str(backed / "pool"))
+        workload = directory(driver, "held")
+        target = up(workload)
+        assert write(target, NOBODY, "write") in FULL
+        assert workload.size_bytes - SLACK <= disk_usage(target) <= workload.size_bytes
+        workload.down()
+    run("umount", str(backed / "pool"))
+    (backed / "hostvol-backing.img").unlink()
 
 
 def test_qgroups_that_an_older_kernel_keeps_are_reaped(tmp_path: Path) -> None:
