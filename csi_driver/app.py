@@ -37,7 +37,8 @@ from csi_driver.metrics import Metrics
 from csi_driver.model import PoolName
 
 if TYPE_CHECKING:
-    from csi_driver.cluster.link import Link
+    from csi_driver.cluster.ferry import Ferry
+    from csi_driver.cluster.link import Link, LinkOptions
     from csi_driver.rpc.registration import Registration
     from csi_driver.rpc.server import NodeServer
 
@@ -75,6 +76,7 @@ class NodeConfig:
     controller_ca: str = DEFAULT_CONTROLLER_CA
     controller_token: str = DEFAULT_CONTROLLER_TOKEN
     kubelet_dir: str = ""
+    transfer_rate: int = 0
 
 
 def parse_pool(text: str) -> PoolOptions:
@@ -133,6 +135,15 @@ def _ephemeral_bytes(value: str) -> int:
         raise InvalidField("pool", f"ephemeral={value}", f"{cause}; without the setting there are none") from cause
 
 
+def _rate(value: str) -> int:
+    if value == "0":
+        return 0
+    try:
+        return quantities.parse_bytes(value)
+    except ValueError as cause:
+        raise InvalidField("transfer-rate", value, f"{cause}, a second; 0: no limit") from cause
+
+
 def node_config(asked: dict[str, Any]) -> NodeConfig:
     """The configuration that flags and variables describe.
 
@@ -157,6 +168,7 @@ def node_config(asked: dict[str, Any]) -> NodeConfig:
         controller_ca=asked["controller_ca"],
         controller_token=asked["controller_token"],
         kubelet_dir=asked["kubelet_dir"],
+        transfer_rate=_rate(asked["transfer_rate"]),
     )
 
 
@@ -175,19 +187,20 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
     from csi_driver.rpc.server import NodeServer  # noqa: PLC0415 - gRPC's threads and 20 MiB, which `--help` does not need
 
     ensure_state_dir(config.state_dir)
-    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir)
+    node = Node(config.node_id, config.driver_name, config.pools, config.state_dir, transfer_rate=config.transfer_rate)
     metrics = Metrics(lambda: inspection.figures_once(node))
     server = NodeServer(node, metrics, config.endpoint)
     registration = _registration(config, server, metrics)
     with _health(config.http_address, metrics, node, server):
         # Probe is answered (not ready) while records are read.
         server.start()
-        link = None
+        link = ferry = None
         try:
             node.start()
             if registration is not None:
                 registration.start()
-            link = _start_link(config, node, server)
+            ferry = _ferry(config, node, metrics)
+            link = _start_link(config, node, server, ferry)
             _log.info("hostvol %s serves node %s on %s", __version__, config.node_id, server.path)
             # Python runs a handler in the main thread only, and a signal that the kernel gives to another thread does
             # not wake it from a wait without end: beside threads that start children, every fourth SIGTERM was lost.
@@ -197,6 +210,8 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
         finally:
             if registration is not None:
                 registration.stop()
+            if ferry is not None:
+                ferry.stop()
             if link is not None:
                 link.stop()
             server.stop(config.shutdown_seconds)
@@ -213,16 +228,33 @@ def _registration(config: NodeConfig, server: NodeServer, metrics: Metrics) -> R
     return Registration(Plugin(config.driver_name, server.path), config.kubelet_dir, metrics)
 
 
-def _start_link(config: NodeConfig, node: Node, server: NodeServer) -> Link | None:
-    """Dial the controller, when there is one."""
+def _link_options(config: NodeConfig) -> LinkOptions:
+    from csi_driver.cluster.link import LinkOptions  # noqa: PLC0415 - as above
+
+    return LinkOptions(config.controller, config.controller_ca, config.controller_token)
+
+
+def _ferry(config: NodeConfig, node: Node, metrics: Metrics) -> Ferry | None:
+    """The way of contents to other nodes, when there is a controller."""
     if not config.controller:
         return None
+    from csi_driver.cluster.ferry import Ferry, FerryFigures  # noqa: PLC0415 - as above
+
+    ferry = Ferry(_link_options(config), config.node_id, node.departures)
+    metrics.add(FerryFigures(node.arrivals, node.departures))
+    return ferry
+
+
+def _start_link(config: NodeConfig, node: Node, server: NodeServer, ferry: Ferry | None) -> Link | None:
+    """Dial the controller, when there is one."""
+    if ferry is None:
+        return None
     from csi_driver.cluster.holdings import Holdings  # noqa: PLC0415 - as above
-    from csi_driver.cluster.link import Link, LinkOptions  # noqa: PLC0415
+    from csi_driver.cluster.link import Link  # noqa: PLC0415
     from csi_driver.rpc import answers  # noqa: PLC0415
 
     link = Link(
-        LinkOptions(config.controller, config.controller_ca, config.controller_token),
+        _link_options(config),
         node_id=config.node_id,
         driver_name=config.driver_name,
         holdings=Holdings(
@@ -232,7 +264,10 @@ def _start_link(config: NodeConfig, node: Node, server: NodeServer) -> Link | No
         ),
         # Never the Node service: whoever speaks for the controller mounts nothing here.
         dispatcher=server.dispatcher(_FORWARDED_SERVICES),
+        offers=ferry,
     )
+    ferry.addresses = link.attached_addresses
+    node.arrivals.use(ferry)
     link.start()
     return link
 
@@ -346,6 +381,15 @@ def cli(context: click.Context) -> None:
     default=DEFAULT_CONTROLLER_TOKEN,
     show_default=True,
     help="File with the service account token that proves which node this is.",
+)
+@click.option(
+    "--transfer-rate",
+    envvar="HOSTVOL_TRANSFER_RATE",
+    show_envvar=True,
+    default="0",
+    metavar="SIZE",
+    help="Bytes a second that may come from other nodes, and as many that may go to them; 100Mi, for example.  "
+    "[default: no limit]",
 )
 def node(log_format: str, log_level: str, **asked: Any) -> None:
     """Run the driver for this machine's pools: Identity, Controller and Node on one UNIX socket.

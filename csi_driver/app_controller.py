@@ -87,6 +87,7 @@ async def serve(config: ControllerConfig) -> None:
     """
     from csi_driver.cluster.alarms import Alarms  # noqa: PLC0415 - gRPC, which `--help` does not need
     from csi_driver.cluster.certificates import Certificates  # noqa: PLC0415
+    from csi_driver.cluster.crossings import Crossings  # noqa: PLC0415
     from csi_driver.cluster.duplicates import Duplicates  # noqa: PLC0415
     from csi_driver.cluster.figures import RouterFigures  # noqa: PLC0415
     from csi_driver.cluster.orchestrator import Access, Orchestrator  # noqa: PLC0415
@@ -108,13 +109,14 @@ async def serve(config: ControllerConfig) -> None:
     router = Router(registry, presence, orchestrator, config.driver_name)
     verifier = Verifier(orchestrator, audience=config.audience, namespace=config.namespace, account=config.node_account)
     peers = Peers(registry, verifier, config.driver_name, status.explain)
+    crossings = Crossings(registry, verifier, router.grants, status.explain)
     metrics = Metrics()
     alarms = Alarms(registry, orchestrator, config.driver_name)
     duplicates = Duplicates(registry, orchestrator, config.driver_name)
     orphans = Orphans(registry, orchestrator, config.driver_name)
-    metrics.add(RouterFigures(registry, presence, router, peers, alarms, duplicates, orphans))
+    metrics.add(RouterFigures(registry, presence, router, peers, alarms, duplicates, orphans, crossings))
     front = Front(router, _local(config.driver_name, metrics), Journal(metrics), status.explain)
-    server = ControllerServer(front, peers, Certificates(_keeper(config, orchestrator), config.tls_names))
+    server = ControllerServer(front, peers, crossings, Certificates(_keeper(config, orchestrator), config.tls_names))
     await server.serve_sidecars(path)
     socket_ = sockets.inode(path)
     with _health(config.http_address, metrics, lambda: sockets.inode(path) == socket_):

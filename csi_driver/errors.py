@@ -65,10 +65,10 @@ class SourceBusy(HostvolError):
 class SourceElsewhere(HostvolError):
     """The source of a copy is on another node than the one that the copy is to be on."""
 
-    def __init__(self, object_id: str, node_id: str) -> None:
+    def __init__(self, object_id: str, node_id: str, reason: str = "without a controller nothing is fetched") -> None:
         super().__init__(
-            f"volume_content_source: {object_id} is not on this node ({node_id}), and a copy is made only on the node "
-            "of its source; let the topology choose that node"
+            f"volume_content_source: {object_id} is not on this node ({node_id}), and {reason}; let the topology choose "
+            "its node"
         )
 
 
@@ -378,3 +378,46 @@ class CallFailed(HostvolError):
         self.code = code
         self.message = message
         super().__init__(f"{message} ({code})")
+
+
+class TransferRefused(HostvolError):
+    """The node of a source has answered a transfer with this gRPC status code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TransferInterrupted(HostvolError):
+    """A transfer cannot go on now, and can be taken up where it is."""
+
+
+class TransferLost(HostvolError):
+    """A transfer cannot go on, and has to begin again."""
+
+    def __init__(self, object_id: str, reason: str) -> None:
+        super().__init__(f"the content of {object_id} did not arrive: {reason}; repeat the call to begin again")
+
+
+class TransferUnderWay(HostvolError):
+    """The content of a volume is on its way from another node."""
+
+    def __init__(self, name: str, source_id: str, come_bytes: int, total_bytes: int) -> None:
+        of = f" of about {total_bytes}" if total_bytes else ""
+        super().__init__(
+            f"volume {name!r}: {come_bytes}{of} bytes have come from the node of {source_id}; repeat the call"
+        )
+
+
+class TooManyTransfers(HostvolError):
+    """As many contents cross between this node and others as may at one time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} transfers are under way on this node, which is the most at one time; repeat the call")
+
+
+class SourceRefused(HostvolError):
+    """The node of a source does not give its content away now."""
+
+    def __init__(self, object_id: str, reason: str) -> None:
+        super().__init__(f"volume_content_source: the node of {object_id} refuses: {reason}")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Final
 
 from csi_driver.backends.directory import DATA, DirectoryBackend
 from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
@@ -17,6 +17,10 @@ from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, 
 from csi_driver.model import MIB, QuotaPolicy, Volume
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
+
+if TYPE_CHECKING:
+    from csi_driver.streams.frames import Reader
+    from csi_driver.streams.header import Header
 
 _SOME_ROOM: Final = MIB
 
@@ -106,6 +110,38 @@ class DirectoryContents:
                 raise _too_large(volume) from cause
             raise
         # Whoever has CAP_SYS_RESOURCE is held by no quota of ext4, and a snapshot of a subvolume by none at all.
+        if self._backend.used_in(volume, object_fd) > volume.capacity_bytes:
+            raise _too_large(volume)
+
+    def sent(self, header: Header, content_fd: int) -> Generator[bytes]:
+        """The directory as a stream.
+
+        Raises: OSError: EIO; as tree_copy.copy_tree for what cannot be read.
+        """
+        from csi_driver.streams import trees  # noqa: PLC0415 - most nodes never do this
+
+        yield from trees.stream(header, content_fd)
+
+    def received(self, volume: Volume, stream: Reader, object_fd: int, progress: Callable[[int], None]) -> None:
+        """The directory of a volume that is being built, with its limit and the content of a stream; durable.
+
+        Raises: StreamDamaged; CapacityOutOfRange when the content is more than the volume's size; OSError.
+        """
+        from csi_driver.streams import trees  # noqa: PLC0415 - as above
+
+        try:
+            self._backend.build(volume, object_fd)
+            data_fd = durable.open_directory(DATA, dir_fd=object_fd)
+            try:
+                trees.receive(stream, data_fd, progress=progress)
+                crash_point("directory.received")
+                sync.sync_filesystem(data_fd)
+            finally:
+                os.close(data_fd)
+        except OSError as cause:
+            if self._is_limit(volume, cause):
+                raise _too_large(volume) from cause
+            raise
         if self._backend.used_in(volume, object_fd) > volume.capacity_bytes:
             raise _too_large(volume)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Final
 
 from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.backends.image import ImageFiles
@@ -14,6 +14,10 @@ from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
 from csi_driver.model import Volume
 from csi_driver.store.pool import PoolDirectory
+
+if TYPE_CHECKING:
+    from csi_driver.streams.frames import Reader
+    from csi_driver.streams.header import Header
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -120,6 +124,33 @@ class ImageContents:
             self.share(content_fd, source_bytes, object_fd)
         else:
             self.copy(content_fd, source_bytes, object_fd, progress)
+        self._adopt(volume, object_fd)
+
+    def sent(self, header: Header, content_fd: int) -> Generator[bytes]:
+        """The image as a stream.
+
+        Raises: OSError: EIO.
+        """
+        from csi_driver.streams import images  # noqa: PLC0415 - most nodes never do this
+
+        yield from images.stream(header, content_fd)
+
+    def received(self, volume: Volume, stream: Reader, object_fd: int, progress: Callable[[int], None]) -> None:
+        """The image of a volume that is being built, with the content of a stream and an identity of its own; fsynced.
+
+        Raises: StreamDamaged; OSError; VolumeDamaged when the content is not the filesystem that it is said to be.
+        """
+        from csi_driver.streams import images  # noqa: PLC0415 - as above
+
+        image_fd = self._make(object_fd)
+        try:
+            os.ftruncate(image_fd, stream.header.size_bytes)
+            crash_point("image.receiving")
+            images.receive(stream, image_fd, stream.header.size_bytes, is_incremental=False, progress=progress)
+            crash_point("image.received")
+            os.fsync(image_fd)
+        finally:
+            os.close(image_fd)
         self._adopt(volume, object_fd)
 
     def _adopt(self, volume: Volume, object_fd: int) -> None:

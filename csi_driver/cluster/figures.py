@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from csi_driver.cluster.alarms import Alarms
+from csi_driver.cluster.crossings import Crossings
 from csi_driver.cluster.duplicates import Duplicates
 from csi_driver.cluster.orphans import Orphans
 from csi_driver.cluster.peers import Peers
@@ -28,6 +29,7 @@ class RouterFigures(Collector):
         alarms: Alarms,
         duplicates: Duplicates,
         orphans: Orphans,
+        crossings: Crossings,
     ) -> None:
         self._registry = registry
         self._presence = presence
@@ -36,6 +38,7 @@ class RouterFigures(Collector):
         self._alarms = alarms
         self._duplicates = duplicates
         self._orphans = orphans
+        self._crossings = crossings
 
     def collect(self) -> Iterator[Metric]:
         sessions = list(self._registry.sessions())
@@ -74,4 +77,10 @@ class RouterFigures(Collector):
             "hostvol_router_deleted_on_gone_nodes",
             "Deletions that succeeded because the Node object is gone; nothing was deleted.",
             self._router.deleted_on_gone_nodes,
+        )
+        yield GaugeMetricFamily(
+            "hostvol_router_transfers", "Contents that cross between nodes now.", self._crossings.count()
+        )
+        yield CounterMetricFamily(
+            "hostvol_router_transferred_bytes", "What has crossed between nodes.", self._crossings.passed_bytes
         )

@@ -26,6 +26,7 @@ from csi_driver.pb import peer_pb2
 
 _log = logging.getLogger("hostvol.link")
 _PROTOCOL = 1
+_SERVE = f"/{peer_pb2.DESCRIPTOR.services_by_name['Holder'].full_name}/Serve"
 _ATTACH = f"/{peer_pb2.DESCRIPTOR.services_by_name['Peer'].full_name}/Attach"
 _RESOLVE_SECONDS = 5.0
 _TOKEN_POLL_SECONDS = 5.0
@@ -55,6 +56,12 @@ class Answer(Protocol):
     def send(self, response: bytes) -> bool: ...
 
     def end(self, code: int, message: str, response: bytes) -> None: ...
+
+
+class Offers(Protocol):
+    """Sends what a router asks for, once it is held."""
+
+    def offer(self, ticket: str, transfer_id: str, address: str) -> None: ...
 
 
 class Dispatcher(Protocol):
@@ -93,17 +100,24 @@ class _Side:
     hello: peer_pb2.Hello
     holdings: Holdings
     dispatcher: Dispatcher
+    offers: Offers
 
 
 @dataclass(frozen=True, slots=True)
-class _Proof:
+class Proof:
     """Whom we trust (PEM), and what proves us, as read for one dial."""
 
     authority: bytes
     token: str
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call must bear."""
+        return (("authorization", f"Bearer {self.token}"),)
+
     @classmethod
-    def read(cls, options: LinkOptions) -> _Proof:
+    def read(cls, options: LinkOptions) -> Proof:
+        """Raises: OSError, ValueError."""
         with open(options.ca_file, "rb") as file:
             authority = file.read()
         return cls(authority, _token(options))
@@ -113,7 +127,14 @@ class Link:
     """This node's streams to all routers behind one name."""
 
     def __init__(
-        self, options: LinkOptions, *, node_id: str, driver_name: str, holdings: Holdings, dispatcher: Dispatcher
+        self,
+        options: LinkOptions,
+        *,
+        node_id: str,
+        driver_name: str,
+        holdings: Holdings,
+        dispatcher: Dispatcher,
+        offers: Offers,
     ) -> None:
         options.check()
         self._options = options
@@ -124,7 +145,7 @@ class Link:
             node_key=node_key(node_id),
             driver_name=driver_name,
         )
-        self._side = _Side(hello, holdings, dispatcher)
+        self._side = _Side(hello, holdings, dispatcher, offers)
         self._stopping = threading.Event()
         self._keepers: dict[str, _Keeper] = {}
         self._resolver = threading.Thread(target=self._resolve_for_ever, name="resolver", daemon=True)
@@ -146,7 +167,11 @@ class Link:
 
     def attached_count(self) -> int:
         """To how many routers this node is attached now."""
-        return sum(keeper.is_attached for keeper in list(self._keepers.values()))
+        return len(self.attached_addresses())
+
+    def attached_addresses(self) -> list[str]:
+        """The routers to which this node is attached now, as gRPC targets."""
+        return [address for address, keeper in list(self._keepers.items()) if keeper.is_attached]
 
     def _resolve_for_ever(self) -> None:
         said = ""
@@ -173,7 +198,7 @@ class Link:
                 self._keepers.pop(address).stop()
 
     def _new_stream(self, address: str) -> _Stream:
-        return _Stream(address, self._options, _Proof.read(self._options), self._side)
+        return _Stream(address, self._options, Proof.read(self._options), self._side)
 
 
 class _Keeper(threading.Thread):
@@ -243,7 +268,7 @@ class _Keeper(threading.Thread):
 class _Stream(threading.Thread):
     """One stream, from its dial to its end."""
 
-    def __init__(self, address: str, options: LinkOptions, proof: _Proof, side: _Side) -> None:
+    def __init__(self, address: str, options: LinkOptions, proof: Proof, side: _Side) -> None:
         super().__init__(name=f"stream {address}", daemon=True)
         self.over = threading.Event()
         self.reason = ""
@@ -282,14 +307,9 @@ class _Stream(threading.Thread):
             call.cancel()
 
     def run(self) -> None:
-        credentials = grpc.ssl_channel_credentials(root_certificates=self._proof.authority)
-        names = (
-            ("grpc.ssl_target_name_override", self._options.host),
-            ("grpc.default_authority", self._options.host),
-        )
         watchdog = threading.Timer(_WELCOME_SECONDS, self._give_up)
         watchdog.daemon = True
-        with grpc.secure_channel(self._address, credentials, options=(*_OPTIONS, *names)) as channel:
+        with open_channel(self._address, self._options, self._proof) as channel:
             attach = channel.stream_stream(
                 _ATTACH,
                 request_serializer=peer_pb2.FromNode.SerializeToString,
@@ -297,7 +317,7 @@ class _Stream(threading.Thread):
             )
             watchdog.start()
             try:
-                self._call = attach(self._messages(), metadata=(("authorization", f"Bearer {self._proof.token}"),))
+                self._call = attach(self._messages(), metadata=self._proof.metadata)
                 for message in self._call:
                     self._received(message)
                 self.reason = "the router ended the stream"
@@ -355,7 +375,18 @@ class _Stream(threading.Thread):
         answer = _Answer(call.call_id, call.credit, self.send, self._answers)
         self._answers[call.call_id] = answer
         timeout = call.timeout_milliseconds / 1000 if call.timeout_milliseconds else None
-        self._side.dispatcher.submit(call.method, call.request, timeout, answer)
+        self._side.dispatcher.submit(
+            call.method,
+            call.request,
+            timeout,
+            answer if call.method != _SERVE else self._followed_by_offer(call, answer),
+        )
+
+    def _followed_by_offer(self, call: peer_pb2.Call, answer: _Answer) -> Answer:
+        request = peer_pb2.ServeRequest.FromString(call.request)
+        if request.ended:
+            return answer
+        return _Offering(answer, lambda: self._side.offers.offer(request.ticket, request.transfer_id, self._address))
 
 
 class _Answer:
@@ -395,6 +426,29 @@ class _Answer:
 
     def _up(self, reply: peer_pb2.Reply) -> None:
         self._send(lambda: peer_pb2.FromNode(reply=reply))
+
+
+class _Offering:
+    """The answer to Serve: when the source is held, it is sent to the router whose stream brought the call."""
+
+    def __init__(self, answer: _Answer, offer: Callable[[], None]) -> None:
+        self._answer = answer
+        self._offer = offer
+
+    def send(self, response: bytes) -> bool:
+        return self._answer.send(response)
+
+    def end(self, code: int, message: str, response: bytes) -> None:
+        self._answer.end(code, message, response)
+        if not code:
+            self._offer()
+
+
+def open_channel(address: str, options: LinkOptions, proof: Proof) -> grpc.Channel:
+    """A connection of its own to one router, with TLS."""
+    credentials = grpc.ssl_channel_credentials(root_certificates=proof.authority)
+    names = (("grpc.ssl_target_name_override", options.host), ("grpc.default_authority", options.host))
+    return grpc.secure_channel(address, credentials, options=(*_OPTIONS, *names))
 
 
 def _token(options: LinkOptions) -> str:

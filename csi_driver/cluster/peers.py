@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import grpc
 import grpc.aio
 
 from csi_driver import __version__
+from csi_driver.cluster.crossings import bearer, lifetime_seconds
 from csi_driver.cluster.inventory import Inventory
 from csi_driver.cluster.registry import Registry
 from csi_driver.cluster.streams import PROTOCOL, Session
@@ -28,8 +28,6 @@ _log = logging.getLogger("hostvol.cluster")
 ATTACH = f"/{peer_pb2.DESCRIPTOR.services_by_name['Peer'].full_name}/Attach"
 _HELLO_SECONDS = 15.0
 _INVENTORY_SECONDS = 120.0
-_BEARER = "Bearer "
-_MAX_LIFETIME_SECONDS = 1 << 31
 
 Explain = Callable[[Exception], tuple[grpc.StatusCode, str]]
 
@@ -64,8 +62,8 @@ class Peers(grpc.GenericRpcHandler):
             await context.abort(code, message)
 
     async def _serve(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        identity = await self._verifier.verify(_bearer(context))
-        lifetime = min(identity.expires_at - time.time(), _MAX_LIFETIME_SECONDS)
+        identity = await self._verifier.verify(bearer(context))
+        lifetime = lifetime_seconds(identity)
         hello = await self._hello(context)
         self._check(hello, identity)
         session = Session(identity.node_id, node_key(identity.node_id))
@@ -81,7 +79,7 @@ class Peers(grpc.GenericRpcHandler):
         }
         done: set[asyncio.Task[Any]] = set()
         try:
-            done, _ = await asyncio.wait(tasks, timeout=max(0.0, lifetime), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, timeout=lifetime, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 session.close("its token has expired")
         finally:
@@ -153,10 +151,3 @@ async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> peer_pb2.FromNod
 async def _speak(session: Session, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     while True:
         await context.write(await session.outgoing.get())
-
-
-def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization" and isinstance(value, str) and value.startswith(_BEARER):
-            return value.removeprefix(_BEARER)
-    return ""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from csi_driver.cluster import placement, routing
+from csi_driver.cluster.crossings import Grants
 from csi_driver.cluster.lists import Lists
 from csi_driver.cluster.orchestrator import Subject
 from csi_driver.cluster.outcome import Outcome
@@ -55,6 +56,7 @@ class Router:
 
     def __init__(self, registry: Registry, presence: Presence, herald: Herald, driver_name: str) -> None:
         self.deleted_on_gone_nodes = 0
+        self.grants = Grants()
         self._registry = registry
         self._presence = presence
         self._herald = herald
@@ -152,6 +154,9 @@ class Router:
     async def _create_on(self, session: Session, asked: Asked) -> Outcome:
         request: csi_pb2.CreateVolumeRequest = asked.request
         self._placement.begins(request.name, session.key)
+        source = routing.source_of(request)
+        if source is not None and source.key != session.key:
+            self.grants.allow(session.key, source.object_id)
         outcome = await _forward(session, asked)
         if outcome.code not in _UNDECIDED:
             self._placement.ended(request.name)

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from csi_driver.cluster import routing
 from csi_driver.cluster.certificates import Certificates
+from csi_driver.cluster.crossings import Crossings
 from csi_driver.cluster.outcome import Outcome
 from csi_driver.cluster.peers import Explain, Peers
 from csi_driver.cluster.router import Asked, Router
@@ -131,12 +132,12 @@ class Front(grpc.GenericRpcHandler):
 class ControllerServer:
     """Owner of both listeners."""
 
-    def __init__(self, front: Front, peers: Peers, certificates: Certificates) -> None:
+    def __init__(self, front: Front, peers: Peers, crossings: Crossings, certificates: Certificates) -> None:
         self._certificates = certificates
         self._sidecars = grpc.aio.server(options=_SIDECAR_OPTIONS)
         self._sidecars.add_generic_rpc_handlers((front,))
         self._nodes = grpc.aio.server(options=_PEER_OPTIONS)
-        self._nodes.add_generic_rpc_handlers((peers,))
+        self._nodes.add_generic_rpc_handlers((peers, crossings))
         self._shown: object = None
 
     async def serve_sidecars(self, path: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Protocol
 
 from csi_driver.model import Volume
+
+if TYPE_CHECKING:
+    from csi_driver.streams.frames import Reader
+    from csi_driver.streams.header import Header
 
 
 class Contents(Protocol):
@@ -62,4 +66,16 @@ class Contents(Protocol):
         """The content of a volume that is being built from another one's, with its own size, limit and identity.
 
         Raises: CapacityOutOfRange, VolumeDamaged, OSError.
+        """
+
+    def sent(self, header: Header, content_fd: int) -> Generator[bytes]:
+        """The content as a stream, in pieces of at most 1 MiB.
+
+        Raises: OSError: EIO.
+        """
+
+    def received(self, volume: Volume, stream: Reader, object_fd: int, progress: Callable[[int], None]) -> None:
+        """The content of a volume that is being built from a stream, with its own size, limit and identity.
+
+        Raises: StreamDamaged; CapacityOutOfRange, VolumeDamaged, OSError; whatever the stream raises.
         """

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from csi_driver.domain.amendment import Amendment
+from csi_driver.domain.arrivals import Arrivals
 from csi_driver.domain.block_lists import BlockLists
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
+from csi_driver.domain.departures import Departures
 from csi_driver.domain.ephemeral import Ephemeral
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.growth import Growth
@@ -25,6 +27,7 @@ from csi_driver.domain.sources import Sources
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.startup import Startup
 from csi_driver.domain.statistics import Statistics
+from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.model import topology_key
@@ -48,7 +51,10 @@ class Node:
         driver_name: str,
         pools: Sequence[PoolOptions],
         state_dir: str,
+        *,
+        transfer_rate: int = 0,
     ) -> None:
+        """`transfer_rate`: what may come from other nodes, and go to them, in bytes a second each; 0: no limit."""
         self.node_id = node_id
         self.driver_name = driver_name
         self.topology = {topology_key(driver_name): node_id}
@@ -73,6 +79,9 @@ class Node:
             "copies": self.copies,
         }
         self.block_lists = BlockLists(self.pools, self.snapshot_catalogue, self.claims)
+        sources = Sources(node_id, self.pools, **held)
+        self.departures = Departures(sources, Throttle(transfer_rate))
+        self.arrivals = Arrivals(node_id, Throttle(transfer_rate))
         self.snapshots = Snapshots(node_id, self.pools, **held)
         self.volumes = Volumes(
             node_id,
@@ -80,7 +89,8 @@ class Node:
             catalogue=self.catalogue,
             claims=self.claims,
             staging=self.staging,
-            sources=Sources(node_id, self.pools, **held),
+            sources=sources,
+            arrivals=self.arrivals,
         )
         self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)
         self._startup = Startup(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from csi_driver.backends import removal
 from csi_driver.domain import cuts
+from csi_driver.domain.arrivals import Arrival
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
@@ -100,7 +103,7 @@ class Sources:
         Raises: SourceNotFound; SourceElsewhere; OperationPending while something else happens to it,
             or while a snapshot is not ready; VolumeDamaged; CopyFailed.
         """
-        if key_of(source.object_id) not in ("", node_key(self._node_id)):
+        if self.is_elsewhere(source):
             raise SourceElsewhere(source.object_id, self._node_id)
         with ExitStack() as held:
             look_up = self._snapshot if source.kind is SourceKind.SNAPSHOT else self._volume
@@ -109,6 +112,35 @@ class Sources:
             except (SnapshotNotFound, VolumeNotFound) as cause:
                 raise SourceNotFound(f"volume_content_source.{source.kind}", source.object_id) from cause
             yield origin
+
+    def is_elsewhere(self, source: ContentSource) -> bool:
+        """Whether the source is another node's."""
+        return key_of(source.object_id) not in ("", node_key(self._node_id))
+
+    def still(self, source: ContentSource, deadline: float | None, held: ExitStack) -> Origin:
+        """The source as of now, which does not change until `held` ends.
+
+        Where blocks can be shared, a volume is cut and its users go on; elsewhere nobody can stage it meanwhile.
+
+        Raises: as `held` and `fill`.
+        """
+        with ExitStack() as looking:
+            origin = looking.enter_context(self.held(source, deadline))
+            if origin.volume is not None:
+                contents = origin.pool.contents(origin.volume_type)
+                if contents.can_share:
+                    return dataclasses.replace(origin, content_fd=_cut(origin, origin.volume, held))
+                cuts.require_at_rest(origin.pool, contents, origin.volume, origin.content_fd)
+            held.push(looking.pop_all())
+        return origin
+
+    def receive(self, volume: Volume, arrival: Arrival, object_fd: int) -> None:
+        """The content of the volume that is being built in its directory, as it comes from another node.
+
+        Raises: StreamDamaged; TransferInterrupted; CapacityOutOfRange, VolumeDamaged, OSError.
+        """
+        contents = self._pools.of(volume).contents(volume.volume_type)
+        contents.received(volume, arrival.stream, object_fd, progress=arrival.progress)
 
     def fill(self, volume: Volume, origin: Origin, object_fd: int, *, share: bool) -> None:
         """The content of the volume that is being built in its directory.
@@ -149,7 +181,7 @@ class Sources:
         return Origin(pool, volume, volume.capacity_bytes, content_fd, volume)
 
 
-def resolved(spec: VolumeSpec, origin: Origin) -> VolumeSpec:
+def resolved(spec: VolumeSpec, origin: Origin | Arrival) -> VolumeSpec:
     """The spec with what it leaves to its source.
 
     Raises: InvalidField naming what differs and cannot be converted.
@@ -196,3 +228,37 @@ def _prepared(origin: Origin, volume: Volume, held: ExitStack, *, share: bool) -
             return still_fd
     cuts.require_at_rest(origin.pool, contents, volume, origin.content_fd)
     return origin.content_fd
+
+
+def _cut(origin: Origin, volume: Volume, held: ExitStack) -> int:
+    """The content of a living volume as of now, sharing its blocks, for as long as `held` lasts."""
+    pool = origin.pool
+    contents = pool.contents(volume.volume_type)
+    cuts.flush(pool, volume)
+    cuts.admit(pool, volume)
+    still_fd = contents.still(volume, origin.content_fd)
+    if still_fd is None:
+        still_fd = _cut_in_tmp(origin, volume, held)
+    held.callback(os.close, still_fd)
+    crash_point("transfer.cut")
+    return still_fd
+
+
+def _cut_in_tmp(origin: Origin, volume: Volume, held: ExitStack) -> int:
+    """For what cannot be without a name; cleared at the next start, should this process not come to it."""
+    pool = origin.pool
+    name = f"{volume.volume_id}.{secrets.token_hex(4)}"
+    held.callback(_clear, pool, name)
+    object_fd = pool.store.begin(name)
+    try:
+        cuts.share(pool, volume, origin.content_fd, object_fd)
+    finally:
+        os.close(object_fd)
+    return pool.contents(volume.volume_type).open(pool.store.tmp_fd, name)
+
+
+def _clear(pool: Pool, name: str) -> None:
+    try:
+        removal.clear(pool.store.tmp_fd, name)
+    except OSError:
+        pool.clear_later(pool.store.tmp_fd, name)

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from csi_driver.backends import removal
 from csi_driver.domain import sizes
+from csi_driver.domain.arrivals import Arrival, Arrivals
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.disposal import Disposal
@@ -51,6 +52,7 @@ class Volumes:
         claims: Claims,
         staging: Staging,
         sources: Sources,
+        arrivals: Arrivals,
     ) -> None:
         self._node_id = node_id
         self._node_key = node_key(node_id)
@@ -59,6 +61,7 @@ class Volumes:
         self._claims = claims
         self._staging = staging
         self._sources = sources
+        self._arrivals = arrivals
         self._disposal = Disposal()
 
     def create(self, spec: VolumeSpec, deadline: float | None, *, is_accessible: bool = True) -> Volume:
@@ -71,9 +74,12 @@ class Volumes:
         """
         call = (spec, is_accessible)
         with self._pools.get(spec.parameters.pool).slot():
-            return self._claims.run(
-                ("volume name", spec.name), call, deadline, lambda: self._create(spec, deadline, is_accessible)
-            )
+            try:
+                return self._claims.run(
+                    ("volume name", spec.name), call, deadline, lambda: self._create(spec, deadline, is_accessible)
+                )
+            except OperationPending as pending:
+                raise self._arrivals.told(spec.name, pending) from pending
 
     def delete(self, volume_id: str, deadline: float | None) -> None:
         """The volume and its data are gone when this returns. Idempotent: an unknown id is gone already.
@@ -106,11 +112,14 @@ class Volumes:
         pool.require_present()
         if spec.source is None:
             return self._built(pool, self._planned(spec), None)
+        if self._sources.is_elsewhere(spec.source):
+            with self._arrivals.begun(spec.name, spec.source) as arrival:
+                return self._built(pool, self._planned_copy(resolved(spec, arrival), arrival, shares=False), arrival)
         with self._sources.held(spec.source, deadline) as origin:
             planned = self._planned_copy(resolved(spec, origin), origin, shares=pool.shares_with(origin.pool))
             return self._built(pool, planned, origin)
 
-    def _built(self, pool: Pool, planned: Volume, origin: Origin | None) -> Volume:
+    def _built(self, pool: Pool, planned: Volume, origin: Origin | Arrival | None) -> Volume:
         volume = pool.backend(planned).choose_identity(planned)
         self._admit(pool, volume)
         try:
@@ -140,7 +149,7 @@ class Volumes:
             pod=spec.pod,
         )
 
-    def _planned_copy(self, spec: VolumeSpec, origin: Origin, *, shares: bool) -> Volume:
+    def _planned_copy(self, spec: VolumeSpec, origin: Origin | Arrival, *, shares: bool) -> Volume:
         kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
         capacity_bytes = sizes.choose_copy_capacity(
             spec.capacity_range,
@@ -162,7 +171,7 @@ class Volumes:
             pool.settle_space()
             pool.ledger.admit(volume, pool.overcommit)
 
-    def _build(self, pool: Pool, volume: Volume, origin: Origin | None) -> None:
+    def _build(self, pool: Pool, volume: Volume, origin: Origin | Arrival | None) -> None:
         with ExitStack() as undo, ExitStack() as opened:
             undo.callback(self._undo_build, pool, volume)
             object_fd = pool.store.begin(volume.volume_id)
@@ -174,6 +183,8 @@ class Volumes:
             try:
                 if origin is None:
                     pool.backend(volume).build(volume, object_fd)
+                elif isinstance(origin, Arrival):
+                    self._sources.receive(volume, origin, object_fd)
                 else:
                     self._sources.fill(volume, origin, object_fd, share=bool(volume.lineage))
             except OSError as cause:

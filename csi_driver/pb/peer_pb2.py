@@ -25,47 +25,57 @@ _sym_db = _symbol_database.Default()
 from csi_driver.pb import csi_pb2 as csi__driver_dot_pb_dot_csi__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63si_driver/pb/peer.proto\x12\x0fhostvol.peer.v1\x1a\x17\x63si_driver/pb/csi.proto\"\"\n\rRetireRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"\x10\n\x0eRetireResponse\"\x95\x01\n\x08\x46romNode\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.hostvol.peer.v1.HelloH\x00\x12/\n\tinventory\x18\x02 \x01(\x0b\x32\x1a.hostvol.peer.v1.InventoryH\x00\x12\'\n\x05reply\x18\x03 \x01(\x0b\x32\x16.hostvol.peer.v1.ReplyH\x00\x42\x06\n\x04kind\"\xbe\x01\n\nFromRouter\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.hostvol.peer.v1.WelcomeH\x00\x12%\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x15.hostvol.peer.v1.CallH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.hostvol.peer.v1.CancelH\x00\x12)\n\x06\x63redit\x18\x04 \x01(\x0b\x32\x17.hostvol.peer.v1.CreditH\x00\x42\x06\n\x04kind\"b\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x10\n\x08node_key\x18\x04 \x01(\t\x12\x13\n\x0b\x64river_name\x18\x05 \x01(\t\"F\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10lifetime_seconds\x18\x03 \x01(\r\"f\n\x04\x43\x61ll\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x1c\n\x14timeout_milliseconds\x18\x04 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x05 \x01(\r\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\"+\n\x06\x43redit\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x01(\r\"W\n\x05Reply\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\x0c\x12\x0c\n\x04more\x18\x05 \x01(\x08\"\xa4\x01\n\tInventory\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.hostvol.peer.v1.Item\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12%\n\x05pools\x18\x03 \x01(\x0b\x32\x16.hostvol.peer.v1.Pools\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\'\n\x06\x61larms\x18\x05 \x01(\x0b\x32\x17.hostvol.peer.v1.Alarms\"f\n\x04Item\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x0e.csi.v1.VolumeH\x00\x12$\n\x08snapshot\x18\x02 \x01(\x0b\x32\x10.csi.v1.SnapshotH\x00\x12\x0c\n\x04name\x18\x03 \x01(\tB\x08\n\x06object\"-\n\x05Pools\x12$\n\x05pools\x18\x01 \x03(\x0b\x32\x15.hostvol.peer.v1.Pool\"-\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x04\"0\n\x06\x41larms\x12&\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x16.hostvol.peer.v1.Alarm\"=\n\x05\x41larm\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bvolume_name\x18\x03 \x01(\t2L\n\x04Peer\x12\x44\n\x06\x41ttach\x12\x19.hostvol.peer.v1.FromNode\x1a\x1b.hostvol.peer.v1.FromRouter(\x01\x30\x01\x32S\n\x06Holder\x12I\n\x06Retire\x12\x1e.hostvol.peer.v1.RetireRequest\x1a\x1f.hostvol.peer.v1.RetireResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63si_driver/pb/peer.proto\x12\x0fhostvol.peer.v1\x1a\x17\x63si_driver/pb/csi.proto\"e\n\x0cServeRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12\x11\n\tsource_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05\x65nded\x18\x05 \x01(\x08\"\x0f\n\rServeResponse\"U\n\x0c\x46\x65tchRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x11\n\tsource_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\r\n\x05\x65nded\x18\x04 \x01(\x08\"R\n\x04Part\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t\"\x0f\n\rOfferResponse\"\"\n\rRetireRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"\x10\n\x0eRetireResponse\"\x95\x01\n\x08\x46romNode\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.hostvol.peer.v1.HelloH\x00\x12/\n\tinventory\x18\x02 \x01(\x0b\x32\x1a.hostvol.peer.v1.InventoryH\x00\x12\'\n\x05reply\x18\x03 \x01(\x0b\x32\x16.hostvol.peer.v1.ReplyH\x00\x42\x06\n\x04kind\"\xbe\x01\n\nFromRouter\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.hostvol.peer.v1.WelcomeH\x00\x12%\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x15.hostvol.peer.v1.CallH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.hostvol.peer.v1.CancelH\x00\x12)\n\x06\x63redit\x18\x04 \x01(\x0b\x32\x17.hostvol.peer.v1.CreditH\x00\x42\x06\n\x04kind\"b\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x10\n\x08node_key\x18\x04 \x01(\t\x12\x13\n\x0b\x64river_name\x18\x05 \x01(\t\"F\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10lifetime_seconds\x18\x03 \x01(\r\"f\n\x04\x43\x61ll\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x1c\n\x14timeout_milliseconds\x18\x04 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x05 \x01(\r\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\"+\n\x06\x43redit\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x01(\r\"W\n\x05Reply\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\x0c\x12\x0c\n\x04more\x18\x05 \x01(\x08\"\xa4\x01\n\tInventory\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.hostvol.peer.v1.Item\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12%\n\x05pools\x18\x03 \x01(\x0b\x32\x16.hostvol.peer.v1.Pools\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\'\n\x06\x61larms\x18\x05 \x01(\x0b\x32\x17.hostvol.peer.v1.Alarms\"f\n\x04Item\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x0e.csi.v1.VolumeH\x00\x12$\n\x08snapshot\x18\x02 \x01(\x0b\x32\x10.csi.v1.SnapshotH\x00\x12\x0c\n\x04name\x18\x03 \x01(\tB\x08\n\x06object\"-\n\x05Pools\x12$\n\x05pools\x18\x01 \x03(\x0b\x32\x15.hostvol.peer.v1.Pool\"-\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x04\"0\n\x06\x41larms\x12&\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x16.hostvol.peer.v1.Alarm\"=\n\x05\x41larm\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bvolume_name\x18\x03 \x01(\t2\xcf\x01\n\x04Peer\x12\x44\n\x06\x41ttach\x12\x19.hostvol.peer.v1.FromNode\x1a\x1b.hostvol.peer.v1.FromRouter(\x01\x30\x01\x12?\n\x05\x46\x65tch\x12\x1d.hostvol.peer.v1.FetchRequest\x1a\x15.hostvol.peer.v1.Part0\x01\x12@\n\x05Offer\x12\x15.hostvol.peer.v1.Part\x1a\x1e.hostvol.peer.v1.OfferResponse(\x01\x32\x9b\x01\n\x06Holder\x12I\n\x06Retire\x12\x1e.hostvol.peer.v1.RetireRequest\x1a\x1f.hostvol.peer.v1.RetireResponse\x12\x46\n\x05Serve\x12\x1d.hostvol.peer.v1.ServeRequest\x1a\x1e.hostvol.peer.v1.ServeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csi_driver.pb.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RETIREREQUEST']._serialized_start=70
-  _globals['_RETIREREQUEST']._serialized_end=104
-  _globals['_RETIRERESPONSE']._serialized_start=106
-  _globals['_RETIRERESPONSE']._serialized_end=122
-  _globals['_FROMNODE']._serialized_start=125
-  _globals['_FROMNODE']._serialized_end=274
-  _globals['_FROMROUTER']._serialized_start=277
-  _globals['_FROMROUTER']._serialized_end=467
-  _globals['_HELLO']._serialized_start=469
-  _globals['_HELLO']._serialized_end=567
-  _globals['_WELCOME']._serialized_start=569
-  _globals['_WELCOME']._serialized_end=639
-  _globals['_CALL']._serialized_start=641
-  _globals['_CALL']._serialized_end=743
-  _globals['_CANCEL']._serialized_start=745
-  _globals['_CANCEL']._serialized_end=770
-  _globals['_CREDIT']._serialized_start=772
-  _globals['_CREDIT']._serialized_end=815
-  _globals['_REPLY']._serialized_start=817
-  _globals['_REPLY']._serialized_end=904
-  _globals['_INVENTORY']._serialized_start=907
-  _globals['_INVENTORY']._serialized_end=1071
-  _globals['_ITEM']._serialized_start=1073
-  _globals['_ITEM']._serialized_end=1175
-  _globals['_POOLS']._serialized_start=1177
-  _globals['_POOLS']._serialized_end=1222
-  _globals['_POOL']._serialized_start=1224
-  _globals['_POOL']._serialized_end=1269
-  _globals['_ALARMS']._serialized_start=1271
-  _globals['_ALARMS']._serialized_end=1319
-  _globals['_ALARM']._serialized_start=1321
-  _globals['_ALARM']._serialized_end=1382
-  _globals['_PEER']._serialized_start=1384
-  _globals['_PEER']._serialized_end=1460
-  _globals['_HOLDER']._serialized_start=1462
-  _globals['_HOLDER']._serialized_end=1545
+  _globals['_SERVEREQUEST']._serialized_start=70
+  _globals['_SERVEREQUEST']._serialized_end=171
+  _globals['_SERVERESPONSE']._serialized_start=173
+  _globals['_SERVERESPONSE']._serialized_end=188
+  _globals['_FETCHREQUEST']._serialized_start=190
+  _globals['_FETCHREQUEST']._serialized_end=275
+  _globals['_PART']._serialized_start=277
+  _globals['_PART']._serialized_end=359
+  _globals['_OFFERRESPONSE']._serialized_start=361
+  _globals['_OFFERRESPONSE']._serialized_end=376
+  _globals['_RETIREREQUEST']._serialized_start=378
+  _globals['_RETIREREQUEST']._serialized_end=412
+  _globals['_RETIRERESPONSE']._serialized_start=414
+  _globals['_RETIRERESPONSE']._serialized_end=430
+  _globals['_FROMNODE']._serialized_start=433
+  _globals['_FROMNODE']._serialized_end=582
+  _globals['_FROMROUTER']._serialized_start=585
+  _globals['_FROMROUTER']._serialized_end=775
+  _globals['_HELLO']._serialized_start=777
+  _globals['_HELLO']._serialized_end=875
+  _globals['_WELCOME']._serialized_start=877
+  _globals['_WELCOME']._serialized_end=947
+  _globals['_CALL']._serialized_start=949
+  _globals['_CALL']._serialized_end=1051
+  _globals['_CANCEL']._serialized_start=1053
+  _globals['_CANCEL']._serialized_end=1078
+  _globals['_CREDIT']._serialized_start=1080
+  _globals['_CREDIT']._serialized_end=1123
+  _globals['_REPLY']._serialized_start=1125
+  _globals['_REPLY']._serialized_end=1212
+  _globals['_INVENTORY']._serialized_start=1215
+  _globals['_INVENTORY']._serialized_end=1379
+  _globals['_ITEM']._serialized_start=1381
+  _globals['_ITEM']._serialized_end=1483
+  _globals['_POOLS']._serialized_start=1485
+  _globals['_POOLS']._serialized_end=1530
+  _globals['_POOL']._serialized_start=1532
+  _globals['_POOL']._serialized_end=1577
+  _globals['_ALARMS']._serialized_start=1579
+  _globals['_ALARMS']._serialized_end=1627
+  _globals['_ALARM']._serialized_start=1629
+  _globals['_ALARM']._serialized_end=1690
+  _globals['_PEER']._serialized_start=1693
+  _globals['_PEER']._serialized_end=1900
+  _globals['_HOLDER']._serialized_start=1903
+  _globals['_HOLDER']._serialized_end=2058
 # @@protoc_insertion_point(module_scope)

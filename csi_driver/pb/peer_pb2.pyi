@@ -7,6 +7,54 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ServeRequest(_message.Message):
+    __slots__ = ("ticket", "transfer_id", "source_id", "offset", "ended")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ticket: str
+    transfer_id: str
+    source_id: str
+    offset: int
+    ended: bool
+    def __init__(self, ticket: _Optional[str] = ..., transfer_id: _Optional[str] = ..., source_id: _Optional[str] = ..., offset: _Optional[int] = ..., ended: _Optional[bool] = ...) -> None: ...
+
+class ServeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("transfer_id", "source_id", "offset", "ended")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    source_id: str
+    offset: int
+    ended: bool
+    def __init__(self, transfer_id: _Optional[str] = ..., source_id: _Optional[str] = ..., offset: _Optional[int] = ..., ended: _Optional[bool] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("offset", "data", "crc32", "last", "failure")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    crc32: int
+    last: bool
+    failure: str
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32: _Optional[int] = ..., last: _Optional[bool] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class OfferResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class RetireRequest(_message.Message):
     __slots__ = ("volume_id",)
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]

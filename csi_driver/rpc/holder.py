@@ -17,3 +17,10 @@ class HolderServicer:
     def Retire(self, request: peer_pb2.RetireRequest, call: Call) -> peer_pb2.RetireResponse:
         self._node.volumes.retire(parsing.volume_id(request.volume_id), call.deadline)
         return peer_pb2.RetireResponse()
+
+    def Serve(self, request: peer_pb2.ServeRequest, call: Call) -> peer_pb2.ServeResponse:
+        if request.ended:
+            self._node.departures.end(request.transfer_id)
+        else:
+            self._node.departures.open(request.transfer_id, request.source_id, request.offset, call.deadline)
+        return peer_pb2.ServeResponse()

@@ -1,0 +1,181 @@
+"""The contents of other nodes' objects that this node fetches for its new volumes; knows no connection and no disk.
+
+A break of the way is waited out and the content taken up where it is, unseen by whoever reads it. It does not outlive
+the process: what was half-built is cleared at the next start, and the repeated create begins again.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from csi_driver.domain.progress import Progress
+from csi_driver.domain.throttle import Throttle
+from csi_driver.domain.transfers import PATIENCE_SECONDS, Carrier, Piece
+from csi_driver.errors import (
+    OperationPending,
+    SourceElsewhere,
+    TooManyTransfers,
+    TransferInterrupted,
+    TransferUnderWay,
+)
+from csi_driver.model import AccessType, ContentSource, VolumeParameters, VolumeType
+
+if TYPE_CHECKING:
+    from csi_driver.streams.frames import Reader
+
+_log = logging.getLogger("hostvol.transfers")
+_MOST: Final = 2
+_FIRST_PATIENCE_SECONDS: Final = 3.0
+_FIRST_BACKOFF_SECONDS: Final = 0.2
+_LAST_BACKOFF_SECONDS: Final = 5.0
+
+
+class Arrivals:
+    """The transfers that come to this node."""
+
+    def __init__(self, node_id: str, throttle: Throttle) -> None:
+        self.received_bytes = 0
+        self._node_id = node_id
+        self._throttle = throttle
+        self._carrier: Carrier | None = None
+        self._under_way: dict[str, Arrival] = {}
+
+    def use(self, carrier: Carrier) -> None:
+        """There is a way to other nodes from now on."""
+        self._carrier = carrier
+
+    def count(self) -> int:
+        """How many contents are on their way."""
+        return len(self._under_way)
+
+    @contextmanager
+    def begun(self, name: str, source: ContentSource) -> Iterator[Arrival]:
+        """The content of the source for the volume of that name, which it has described by now.
+
+        Raises: SourceElsewhere without a way to its node; TooManyTransfers; TransferInterrupted when that node is not
+            reached in some minutes; StreamDamaged; what a Carrier raises.
+        """
+        if self._carrier is None:
+            raise SourceElsewhere(source.object_id, self._node_id)
+        if len(self._under_way) >= _MOST:
+            raise TooManyTransfers(_MOST)
+        arrival = self._under_way[name] = Arrival(self._carrier, source.object_id, name, self._count)
+        try:
+            with closing(arrival):
+                arrival.begin()
+                yield arrival
+            _log.info("volume %s: its content came from %s: %d bytes", name, source.object_id, arrival.come_bytes)
+        finally:
+            del self._under_way[name]
+
+    def told(self, name: str, pending: OperationPending) -> Exception:
+        """What whoever waited for the volume hears: how far its content is, when it is on its way."""
+        arrival = self._under_way.get(name)
+        if arrival is None:
+            return pending
+        return TransferUnderWay(name, arrival.source_id, arrival.progress.copied_bytes, arrival.progress.total_bytes)
+
+    def _count(self, count: int) -> None:
+        assert self._carrier is not None
+        self._throttle.pass_on(count, self._carrier.stopped)
+        self.received_bytes += count
+
+
+class Arrival:
+    """One content on its way; what it is, and its stream, to be read once from its beginning to its end."""
+
+    def __init__(self, carrier: Carrier, source_id: str, name: str, count: Callable[[int], None]) -> None:
+        self.source_id = source_id
+        self.progress = Progress(f"volume {name}, from {source_id} on another node", 0)
+        self.stream: Reader
+        self._carrier = carrier
+        self._count = count
+        self._transfer_id = secrets.token_hex(16)
+        self.come_bytes = 0
+        self._moved_at = time.monotonic()
+        self._backoff = _FIRST_BACKOFF_SECONDS
+        self._chunks = self._all_chunks()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stream.header.size_bytes
+
+    @property
+    def volume_type(self) -> VolumeType:
+        return self.parameters.volume_type
+
+    @property
+    def described(self) -> Arrival:
+        """What the source is: this, too, tells it."""
+        return self
+
+    @property
+    def access_type(self) -> AccessType:
+        return AccessType(self.stream.header.access_type)
+
+    @property
+    def fs_type(self) -> str:
+        return self.stream.header.fs_type
+
+    @property
+    def parameters(self) -> VolumeParameters:
+        header = self.stream.header
+        return VolumeParameters(volume_type=VolumeType(header.volume_type), block_size=header.block_size)
+
+    @property
+    def family(self) -> str:
+        """None: blocks are shared on one node only."""
+        return ""
+
+    def begin(self) -> None:
+        """Ask for it, and read what it says of itself."""
+        from csi_driver.streams.frames import Reader  # noqa: PLC0415 - most nodes never do this
+
+        self.stream = Reader(self._chunks)
+        self.progress.total_bytes = self.stream.header.data_bytes
+
+    def close(self) -> None:
+        """Whole or not, nothing more of it is wanted."""
+        self._chunks.close()
+        self._carrier.end(self._transfer_id, self.source_id)
+
+    def _all_chunks(self) -> Generator[bytes]:
+        while True:
+            try:
+                with closing(self._pieces()) as pieces:
+                    for piece in pieces:
+                        if piece.is_last:
+                            return
+                        yield piece.data
+                raise TransferInterrupted("the content ended before its end")
+            except TransferInterrupted as cause:
+                self._wait(cause)
+
+    def _pieces(self) -> Generator[Piece]:
+        for piece in self._carrier.fetch(self._transfer_id, self.source_id, self.come_bytes):
+            if piece.offset != self.come_bytes:
+                raise TransferInterrupted(f"byte {self.come_bytes} was due, byte {piece.offset} came")
+            self.come_bytes += len(piece.data)
+            self._count(len(piece.data))
+            self._moved_at, self._backoff = time.monotonic(), _FIRST_BACKOFF_SECONDS
+            yield piece
+
+    def _wait(self, cause: TransferInterrupted) -> None:
+        """Let some time pass before the next try.
+
+        Raises: TransferInterrupted when there is none to be.
+        """
+        # What has not begun has nothing to lose: the repeated call begins it.
+        patience_seconds = PATIENCE_SECONDS if self.come_bytes else _FIRST_PATIENCE_SECONDS
+        if time.monotonic() > self._moved_at + patience_seconds:
+            raise TransferInterrupted(f"{self.source_id} does not arrive: {cause}") from cause
+        if self._backoff == _FIRST_BACKOFF_SECONDS:
+            _log.warning("%s: interrupted after %d bytes: %s", self.source_id, self.come_bytes, cause)
+        if self._carrier.stopped.wait(self._backoff):
+            raise TransferInterrupted("the driver is stopping; repeat the call") from cause
+        self._backoff = min(self._backoff * 2, _LAST_BACKOFF_SECONDS)

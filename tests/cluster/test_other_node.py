@@ -1,0 +1,353 @@
+"""Volumes made on another node than their source's: their content crosses through the router, on real nodes.
+
+- The content of an image of every kind, of a raw block volume and of a directory arrives as it was.
+- Identical calls join one transfer; what a caller is told meanwhile is how far it is.
+- A router that is killed in the middle costs the bytes that were on the way; a source or a target that is killed, the
+  transfer, and the repeated call makes the volume.
+- A source that is deleted is deleted when its transfer is over.
+- A target that fills up keeps nothing.
+- A node may fetch only what a volume is being made from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from csi_driver.pb import csi_pb2, peer_pb2
+from tests.cluster.cluster import Cluster, Controller, topology, until
+from tests.cluster.peer import Peer, volume_id
+from tests.harness import MIB, Caller, Driver, Failure, PoolPlace, Workload, capability, create_request
+
+Code = grpc.StatusCode
+RAW = {"type": "image"}
+PASSING = (Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+
+
+def made(controller: Controller, name: str, node: str, size_bytes: int = 64 * MIB, **fields: Any) -> csi_pb2.Volume:
+    """A volume on the node, by as many calls as that takes."""
+    request = asked(name, node, size_bytes, **fields)
+    ends = time.monotonic() + 120
+    while True:
+        try:
+            return controller.call("CreateVolume", request, timeout=60).volume
+        except Failure as failure:
+            assert failure.code in PASSING, failure
+            assert time.monotonic() < ends, failure
+            time.sleep(0.2)
+
+
+def asked(name: str, node: str, size_bytes: int, *, source: str = "", **fields: Any) -> csi_pb2.CreateVolumeRequest:
+    """A raw block volume, unless the fields say otherwise."""
+    fields = {"parameters": RAW, "volume_capabilities": [capability(block=True)], **fields}
+    if source:
+        content = csi_pb2.VolumeContentSource()
+        if source.startswith("snap-"):
+            content.snapshot.snapshot_id = source
+        else:
+            content.volume.volume_id = source
+        fields["volume_content_source"] = content
+    return create_request(name, size_bytes, accessibility_requirements=topology(node), **fields)
+
+
+def image_of(node: Driver, name: str) -> Path:
+    return node.pool / "volumes" / name / "disk.img"
+
+
+def written(node: Driver, name: str, size_bytes: int) -> str:
+    """Random bytes in the image of a volume that nobody uses; their digest."""
+    with image_of(node, name).open("r+b") as image:
+        for _ in range(size_bytes // MIB):
+            image.write(os.urandom(MIB))
+    return digest(image_of(node, name))
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_a_raw_block_volume_is_cloned_to_another_node(cluster: Cluster) -> None:
+    controller = cluster.controller
+    source = made(controller, "source", "node-a").volume_id
+    told = written(cluster.nodes["node-a"], source, 32 * MIB)
+    copy = made(controller, "copy", "node-b", source=source)
+    assert digest(image_of(cluster.nodes["node-b"], copy.volume_id)) == told
+
+
+def sends(node: Driver) -> int:
+    """How many transfers left the node so far."""
+    return node.log().count("is fetched by another node")
+
+
+def sent_bytes(node: Driver) -> int:
+    """What the last transfer that is over has sent, in all."""
+    until(lambda: node.log().count("bytes were sent") == sends(node), what="the transfer is over")
+    return int(re.findall(r"is over: (\d+) bytes were sent", node.log())[-1])
+
+
+class Create:
+    """A create that is repeated, as an orchestrator does it, until it ends finally."""
+
+    def __init__(self, controller: Controller, request: csi_pb2.CreateVolumeRequest) -> None:
+        self._controller, self._request = controller, request
+        self.volume: csi_pb2.Volume | None = None
+        self.failure: Failure | None = None
+        self.codes: list[Code] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self.volume is None and self.failure is None:
+            caller = Caller(self._controller.socket_path)
+            try:
+                self.volume = caller.call("CreateVolume", self._request, timeout=2).volume
+            except Failure as failure:
+                self.codes.append(failure.code)
+                if failure.code not in PASSING:
+                    self.failure = failure
+                time.sleep(0.2)
+            finally:
+                caller.close()
+
+    def made(self) -> csi_pb2.Volume:
+        self._thread.join(120)
+        assert self.volume is not None, (self.failure, self.codes)
+        return self.volume
+
+    def failed(self) -> Failure:
+        self._thread.join(120)
+        assert self.failure is not None, self.volume
+        return self.failure
+
+
+@pytest.fixture
+def slow_cluster(empty_cluster: Cluster) -> Cluster:
+    """One controller, two nodes that send 16 MiB a second."""
+    empty_cluster.add_controller()
+    for name in ("node-a", "node-b"):
+        node = empty_cluster.prepare_node(name)
+        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+        node.start()
+    for name in ("node-a", "node-b"):
+        empty_cluster.wait_attached(name)
+    return empty_cluster
+
+
+def half_way(node: Driver) -> None:
+    """Wait until some of a content has come to the node."""
+    until(lambda: sum(file.stat().st_blocks * 512 for file in building(node)) > 8 * MIB, what="some has come")
+
+
+def building(node: Driver) -> list[Path]:
+    return [path for path in (node.pool / "tmp").rglob("disk.img") if path.is_file()]
+
+
+def left(node: Driver) -> list[str]:
+    """What is in the node's rooms besides volumes."""
+    return [path.name for room in ("tmp", "trash") for path in (node.pool / room).iterdir()]
+
+
+def test_identical_calls_join_one_transfer_and_hear_how_far_it_is(slow_cluster: Cluster) -> None:
+    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
+    source = made(controller, "source", "node-a").volume_id
+    told = written(source_node, source, 48 * MIB)
+    request = asked("copy", "node-b", 64 * MIB, source=source)
+    creates = [Create(controller, request) for _ in range(3)]
+    half_way(target_node)
+    refused = controller.failure("CreateVolume", request, timeout=1)
+    assert refused.code in (Code.ABORTED, Code.DEADLINE_EXCEEDED)
+    volume_ids = {create.made().volume_id for create in creates}
+    assert len(volume_ids) == 1
+    assert any(Code.ABORTED in create.codes for create in creates)
+    assert "bytes have come from the node of" in controller.log()
+    assert digest(image_of(target_node, volume_ids.pop())) == told
+    assert sends(source_node) == 1
+    assert 48 * MIB < sent_bytes(source_node) < 50 * MIB
+
+
+def test_a_router_that_is_killed_costs_only_what_was_on_the_way(slow_cluster: Cluster) -> None:
+    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
+    source = made(controller, "source", "node-a").volume_id
+    told = written(source_node, source, 48 * MIB)
+    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=source))
+    half_way(target_node)
+    controller.kill()
+    controller.start()
+    assert digest(image_of(target_node, create.made().volume_id)) == told
+    assert sends(source_node) == 1
+    assert "interrupted after" in target_node.log()
+    assert 48 * MIB < sent_bytes(source_node) < 64 * MIB
+
+
+def test_a_transfer_goes_on_under_new_tokens(slow_cluster: Cluster) -> None:
+    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
+    source = made(controller, "source", "node-a").volume_id
+    told = written(source_node, source, 64 * MIB)
+    slow_cluster.write_token("node-b", slow_cluster.api.token("node-b", seconds=3))
+    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=source))
+    until(lambda: "interrupted after" in target_node.log(), what="the token has expired")
+    slow_cluster.write_token("node-b", slow_cluster.api.token("node-b"))
+    assert digest(image_of(target_node, create.made().volume_id)) == told
+    assert sends(source_node) == 1
+    assert sent_bytes(source_node) < 96 * MIB
+
+
+def test_a_source_or_a_target_that_is_killed_costs_the_transfer_and_nothing_else(slow_cluster: Cluster) -> None:
+    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
+    source = made(controller, "source", "node-a").volume_id
+    told = written(source_node, source, 32 * MIB)
+    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=source))
+    half_way(target_node)
+    target_node.kill()
+    target_node.start()
+    until(lambda: left(target_node) == [] or create.volume is not None, what="what was half-built is cleared")
+    half_way(target_node)
+    source_node.kill()
+    source_node.start()
+    copy = create.made().volume_id
+    assert digest(image_of(target_node, copy)) == told
+    assert "or was restarted" in controller.log()
+    assert controller.volumes() == sorted([source, copy])
+    until(lambda: left(target_node) == left(source_node) == [], what="nothing is left")
+
+
+def test_a_source_is_deleted_when_its_transfer_is_over(slow_cluster: Cluster) -> None:
+    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
+    volume = made(controller, "source", "node-a").volume_id
+    told = written(source_node, volume, 32 * MIB)
+    source = controller.call("CreateSnapshot", source_volume_id=volume, name="cut").snapshot.snapshot_id
+    until(lambda: controller.call("GetSnapshot", snapshot_id=source).snapshot.ready_to_use)
+    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=source))
+    half_way(target_node)
+    assert controller.caller.code("DeleteSnapshot", snapshot_id=source) is Code.ABORTED
+    copy = create.made().volume_id
+    until(lambda: controller.caller.code("DeleteSnapshot", snapshot_id=source) is Code.OK)
+    assert digest(image_of(target_node, copy)) == told
+    assert create.volume is not None
+    assert create.volume.content_source.snapshot.snapshot_id == source
+    gone = asked("another", "node-b", 64 * MIB, source=source)
+    assert controller.failure("CreateVolume", gone).code is Code.NOT_FOUND
+
+
+def test_a_node_fetches_only_what_a_volume_is_made_from_there(cluster: Cluster) -> None:
+    controller = cluster.controller
+    source = made(controller, "source", "node-a").volume_id
+    request = peer_pb2.FetchRequest(transfer_id="0" * 32, source_id=source)
+    for node in ("node-a", "node-b"):
+        assert dialled(cluster, node, "Fetch", request) == (
+            Code.PERMISSION_DENIED,
+            f"no volume is being made from {source!r} on this node",
+        )
+    assert sends(cluster.nodes["node-a"]) == 0
+    made(controller, "copy", "node-b", source=source)
+    assert dialled(cluster, "node-a", "Fetch", request)[0] is Code.PERMISSION_DENIED
+    assert dialled(cluster, "node-b", "Fetch", request) == (Code.OK, "")
+    assert dialled(cluster, "node-b", "Offer", iter([peer_pb2.Part()]))[0] is Code.PERMISSION_DENIED
+    cluster.write_token("node-b", "nonsense")
+    assert dialled(cluster, "node-b", "Fetch", request)[0] is Code.UNAUTHENTICATED
+
+
+def dialled(cluster: Cluster, node: str, method: str, request: Any) -> tuple[Code, str]:
+    """How a call to the router ends that the node's token opens."""
+    credentials = grpc.ssl_channel_credentials(cluster.ca_file.read_bytes())
+    metadata = (("authorization", f"Bearer {cluster.token_file(node).read_text()}"), ("hostvol-ticket", "0" * 32))
+    with grpc.secure_channel(f"127.0.0.1:{cluster.port}", credentials) as channel:
+        path, encode = f"/hostvol.peer.v1.Peer/{method}", peer_pb2.FetchRequest.SerializeToString
+        try:
+            if method == "Offer":
+                channel.stream_unary(path, peer_pb2.Part.SerializeToString, bytes)(request, metadata=metadata)
+            else:
+                list(channel.unary_stream(path, encode, peer_pb2.Part.FromString)(request, metadata=metadata))
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+    return Code.OK, ""
+
+
+def test_a_volume_in_use_is_sent_as_it_was_when_its_transfer_began(
+    make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
+) -> None:
+    controller = empty_cluster.add_controller()
+    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
+    source_node.pools = [make_pool("xfs", 1 << 30)]
+    for node in (source_node, target_node):
+        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+        node.start()
+        empty_cluster.wait_attached(node.node_id)
+    workload = Workload(source_node, "source", block=True, parameters=RAW)
+    device = workload.up()
+    before = os.urandom(MIB) * 40
+    Path(device).write_bytes(before)
+    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=workload.volume_id))
+    half_way(target_node)
+    with open(device, "r+b") as file:
+        file.write(bytes(40 * MIB))
+        os.fsync(file.fileno())
+    controller.kill()
+    controller.start()
+    copy = image_of(target_node, create.made().volume_id)
+    with copy.open("rb") as file:
+        assert file.read(len(before)) == before
+    assert sends(source_node) == 1
+    workload.down()
+    assert left(source_node) == []
+
+
+def test_a_target_that_fills_up_keeps_nothing(make_pool: Callable[..., PoolPlace], empty_cluster: Cluster) -> None:
+    controller = empty_cluster.add_controller()
+    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
+    target_node.pools = [make_pool("ext4", 384 * MIB)]
+    for node in (source_node, target_node):
+        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+        node.start()
+        empty_cluster.wait_attached(node.node_id)
+    source = made(controller, "source", "node-a").volume_id
+    written(source_node, source, 48 * MIB)
+    too_large = asked("larger", "node-b", 512 * MIB, source=source)
+    assert controller.failure("CreateVolume", too_large).code is Code.RESOURCE_EXHAUSTED
+    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=source))
+    half_way(target_node)
+    strangers = target_node.pool.parent / "strangers"
+    space = os.statvfs(target_node.pool)
+    with strangers.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_bsize - MIB)
+    assert create.failed().code is Code.RESOURCE_EXHAUSTED
+    assert left(target_node) == []
+    assert controller.volumes() == [source]
+    strangers.unlink()
+    assert made(controller, "copy", "node-b", source=source).capacity_bytes == 64 * MIB
+    until(lambda: controller.caller.code("DeleteVolume", volume_id=source) is Code.OK, what="nothing is held")
+
+
+def test_a_source_whose_node_is_older_is_refused_with_a_reason(cluster: Cluster) -> None:
+    controller = cluster.controller
+    old = Peer(cluster.port, cluster.api.token("node-c"), cluster.ca_file)
+    old.attach("node-c", "1")
+    source = volume_id("node-c", "1")
+    until(lambda: source in controller.volumes())
+
+    def answer() -> None:
+        for _ in range(2):
+            call = old.next().call
+            assert call.method == "/hostvol.peer.v1.Holder/Serve"
+            old.reply(call, code=Code.UNIMPLEMENTED.value[0], message="this node does not have it")
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    refused = controller.failure("CreateVolume", asked("copy", "node-b", 64 * MIB, source=source))
+    assert refused.code is Code.RESOURCE_EXHAUSTED
+    assert "too old" in refused.details
+    thread.join(20)
+    old.close()
+    absent = controller.failure("CreateVolume", asked("another", "node-b", 64 * MIB, source=source))
+    assert absent.code is Code.UNAVAILABLE
+    assert "is not attached" in absent.details
