@@ -33,6 +33,8 @@ TICKET: Final = "hostvol-ticket"
 # Holding the source may have to wait for a copy or for a disk.
 _SERVE_SECONDS: Final = 60.0
 _OFFER_SECONDS: Final = 30.0
+# A disk that hangs, and not a rate that is low: a part has at most 1 MiB.
+_SILENCE_SECONDS: Final = 300.0
 # So long after a create was last heard of its node may fetch: the provisioner repeats one every five minutes.
 _GRANTED_SECONDS: Final = 900.0
 _MOST_GRANTED: Final = 10000
@@ -182,7 +184,10 @@ class Crossings(grpc.GenericRpcHandler):
             _log.warning("an offer from %s was refused: %s", context.peer(), error)
             await context.abort(*self._explain(error))
             raise
-        await self._pass_on(crossing, identity, context)
+        try:
+            await self._pass_on(crossing, identity, context)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the token has expired, or nothing was sent for minutes")
         return peer_pb2.OfferResponse()
 
     def _taken(self, ticket: str, key: str) -> _Crossing:
@@ -200,7 +205,7 @@ class Crossings(grpc.GenericRpcHandler):
         lost: Exception | None = NodeUnreachable("the source's node was lost")
         try:
             async with asyncio.timeout(lifetime_seconds(identity)):
-                while (message := await context.read()) is not grpc.aio.EOF:
+                while (message := await _read(context)) is not grpc.aio.EOF:
                     await crossing.target.write(message)
                     self.passed_bytes += len(message)
             lost = None
@@ -209,6 +214,11 @@ class Crossings(grpc.GenericRpcHandler):
 
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async with asyncio.timeout(_SILENCE_SECONDS):
+        return await context.read()
 
 
 def lifetime_seconds(identity: NodeIdentity) -> float:

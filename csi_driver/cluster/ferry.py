@@ -171,8 +171,15 @@ def _parts(departure: Departure) -> Iterator[peer_pb2.Part]:
     try:
         for piece in departure.pieces():
             yield peer_pb2.Part(offset=piece.offset, data=piece.data, crc32=zlib.crc32(piece.data), last=piece.is_last)
-    except (HostvolError, OSError) as cause:
-        _log.error("transfer %s: %s cannot be read: %s", departure.transfer_id, departure.source_id, cause)
+    except Exception as cause:
+        is_foreseen = isinstance(cause, HostvolError | OSError)
+        _log.error(
+            "transfer %s: %s cannot be read: %s",
+            departure.transfer_id,
+            departure.source_id,
+            cause if is_foreseen else "unforeseen failure",
+            exc_info=None if is_foreseen else cause,
+        )
         yield peer_pb2.Part(failure=str(cause) or type(cause).__name__)
 
 

@@ -39,10 +39,10 @@ class Placement:
         """
         requirement = request.accessibility_requirements
         source = routing.source_of(request)
-        if source is not None and source.key in routing.preferred_first(requirement, self._topology_key):
-            # Only there a copy can be made: the others would refuse it one after the other.
-            return [self._of_source(source)]
         keys = self._required(requirement) if requirement.requisite else self._free(request)
+        if source is not None and source.key in routing.preferred_first(requirement, self._topology_key):
+            # There a copy takes no time; the others have to fetch it.
+            keys = [self._of_source(source), *(key for key in keys if key != source.key)]
         known = self._known(request.name)
         return [known, *(key for key in keys if key != known)] if known in keys else keys
 

@@ -6,6 +6,7 @@ the process: what was half-built is cleared at the next start, and the repeated 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
@@ -44,6 +45,9 @@ class Arrivals:
         self._throttle = throttle
         self._carrier: Carrier | None = None
         self._under_way: dict[str, Arrival] = {}
+        # Tells a source that what an earlier process of this node fetched is over.
+        self._run = secrets.token_hex(8)
+        self._number = itertools.count(1)
 
     def use(self, carrier: Carrier) -> None:
         """There is a way to other nodes from now on."""
@@ -64,7 +68,9 @@ class Arrivals:
             raise SourceElsewhere(source.object_id, self._node_id)
         if len(self._under_way) >= _MOST:
             raise TooManyTransfers(_MOST)
-        arrival = self._under_way[name] = Arrival(self._carrier, source.object_id, name, self._count)
+        arrival = self._under_way[name] = Arrival(
+            self._carrier, source.object_id, f"{self._run}-{next(self._number)}", name, self._count
+        )
         try:
             with closing(arrival):
                 arrival.begin()
@@ -89,13 +95,15 @@ class Arrivals:
 class Arrival:
     """One content on its way; what it is, and its stream, to be read once from its beginning to its end."""
 
-    def __init__(self, carrier: Carrier, source_id: str, name: str, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, carrier: Carrier, source_id: str, transfer_id: str, name: str, count: Callable[[int], None]
+    ) -> None:
         self.source_id = source_id
         self.progress = Progress(f"volume {name}, from {source_id} on another node", 0)
         self.stream: Reader
         self._carrier = carrier
         self._count = count
-        self._transfer_id = secrets.token_hex(16)
+        self._transfer_id = transfer_id
         self.come_bytes = 0
         self._moved_at = time.monotonic()
         self._backoff = _FIRST_BACKOFF_SECONDS

@@ -74,6 +74,7 @@ class Departures:
             self.end(transfer_id)
 
     def _begun(self, transfer_id: str, source_id: str, deadline: float | None) -> Departure:
+        self._end_earlier_runs(transfer_id)
         transfer = Departure(transfer_id, source_id, self._count, self._lapse)
         with self._lock:
             if transfer_id in self._transfers:
@@ -89,6 +90,13 @@ class Departures:
         transfer.lease(self._lease_seconds)
         _log.info("transfer %s: %s is fetched by another node", transfer_id, source_id)
         return transfer
+
+    def _end_earlier_runs(self, transfer_id: str) -> None:
+        """A target that was started again knows nothing of what it fetched before."""
+        node, run = transfer_id.split("-")[:2] if transfer_id.count("-") > 1 else (transfer_id, "")
+        for other in list(self._transfers):
+            if other.startswith(f"{node}-") and not other.startswith(f"{node}-{run}-"):
+                self.end(other)
 
     def _count(self, count: int) -> None:
         self._throttle.pass_on(count, self.stopped)

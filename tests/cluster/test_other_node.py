@@ -26,10 +26,16 @@ import pytest
 from csi_driver.pb import csi_pb2, peer_pb2
 from tests.cluster.cluster import Cluster, Controller, topology, until
 from tests.cluster.peer import Peer, volume_id
-from tests.harness import MIB, Caller, Driver, Failure, PoolPlace, Workload, capability, create_request
+from tests.cluster.test_cluster import HOST, addresses
+from tests.harness import DIRECTORY, MIB, Caller, Driver, Failure, PoolPlace, Workload, capability, create_request, run
 
 Code = grpc.StatusCode
 RAW = {"type": "image"}
+CHECKS = {
+    "ext4": ("e2fsck", "-f", "-n"),
+    "xfs": ("xfs_repair", "-n", "-f"),
+    "btrfs": ("btrfs", "check", "--readonly"),
+}
 PASSING = (Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
 
 
@@ -82,6 +88,79 @@ def test_a_raw_block_volume_is_cloned_to_another_node(cluster: Cluster) -> None:
     told = written(cluster.nodes["node-a"], source, 32 * MIB)
     copy = made(controller, "copy", "node-b", source=source)
     assert digest(image_of(cluster.nodes["node-b"], copy.volume_id)) == told
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "ext4": {"fs_type": "ext4"},
+    "xfs": {"fs_type": "xfs", "size_bytes": 300 * MIB},
+    "btrfs": {"fs_type": "btrfs", "size_bytes": 128 * MIB},
+    "thick": {"fs_type": "ext4", "parameters": {"provisioning": "thick"}},
+    "directory": {"parameters": DIRECTORY},
+}
+
+
+def filled(top: Path) -> str:
+    """A tree with what trees have in it; how it looks."""
+    (top / "below/further").mkdir(parents=True)
+    (top / "below/file").write_bytes(os.urandom(3 * MIB))
+    (top / "below/further/other name").write_text("other")
+    os.link(top / "below/file", top / "linked")
+    os.symlink("below/file", top / "symbolic")
+    os.mkfifo(top / "fifo", 0o640)
+    os.chown(top / "below/further", 1000, 1001)
+    os.setxattr(top / "below/file", "user.mark", b"kept")
+    with (top / "sparse").open("wb") as file:
+        file.seek(5 * MIB)
+        file.write(b"end")
+    os.utime(top / "below", ns=(1, 1_000_000_007))
+    run("sync", "-f", str(top))
+    return looks(top)
+
+
+def looks(top: Path) -> str:
+    """Names, kinds, owners, modes, times, sizes, links and contents."""
+    found = run(
+        "find", str(top), "-mindepth", "1", "-not", "-path", "*/lost+found*", "-printf", "%P %y %U %G %m %n %l "
+    )
+    files = sorted(path for path in top.rglob("*") if path.is_file() and not path.is_symlink())
+    times = [(str(path.relative_to(top)), path.stat().st_size, path.stat().st_mtime_ns, digest(path)) for path in files]
+    marks = os.getxattr(top / "below/file", "user.mark")
+    same = (top / "below/file").stat().st_ino == (top / "linked").stat().st_ino
+    return f"{sorted(found.split(' '))} {times} {marks!r} {same} {(top / 'below').stat().st_mtime_ns}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_and_a_clone_on_another_node_hold_what_was_written(kind: str, cluster: Cluster) -> None:
+    controller, (source_node, target_node) = cluster.controller, cluster.nodes.values()
+    source = Workload(source_node, "source", **KINDS[kind])
+    told = filled(Path(source.up()))
+    source.unpublish()
+    source.unstage()
+    cut = controller.call("CreateSnapshot", source_volume_id=source.volume_id, name="cut").snapshot.snapshot_id
+    until(lambda: controller.call("GetSnapshot", snapshot_id=cut).snapshot.ready_to_use)
+    larger = source.size_bytes + 256 * MIB
+    for name, origin, size_bytes in (("clone", source.volume_id, source.size_bytes), ("restored", cut, larger)):
+        copy = Workload(target_node, name, **{**KINDS[kind], "size_bytes": size_bytes})
+        fields = {"parameters": copy.parameters, "volume_capabilities": [copy.capability]}
+        volume = made(controller, name, "node-b", size_bytes, source=origin, **fields)
+        assert volume.capacity_bytes == size_bytes
+        assert [dict(one.segments) for one in volume.accessible_topology] == [
+            dict(topology("node-b").requisite[0].segments)
+        ]
+        copy.volume_id = volume.volume_id
+        copy.stage()
+        assert looks(Path(copy.publish())) == told, name
+        copy.unpublish()
+        copy.unstage()
+        if copy.fs_type:
+            run(*CHECKS[copy.fs_type], str(image_of(target_node, copy.volume_id)))
+    smaller = asked("smaller", "node-b", source.size_bytes // 2, source=cut, **fields)
+    smaller.capacity_range.limit_bytes = source.size_bytes // 2
+    assert controller.failure("CreateVolume", smaller).code is Code.OUT_OF_RANGE
+    other = asked("other", "node-b", larger, source=cut, parameters=DIRECTORY if copy.fs_type else RAW)
+    other.volume_capabilities[0].CopyFrom(copy.capability)
+    assert controller.failure("CreateVolume", other).code is Code.INVALID_ARGUMENT
+    until(lambda: left(target_node) == left(source_node) == [], what="nothing is left")
 
 
 def sends(node: Driver) -> int:
@@ -189,6 +268,28 @@ def test_a_router_that_is_killed_costs_only_what_was_on_the_way(slow_cluster: Cl
     assert 48 * MIB < sent_bytes(source_node) < 64 * MIB
 
 
+def test_the_other_router_takes_a_transfer_over(empty_cluster: Cluster, tmp_path: Path) -> None:
+    with addresses(tmp_path, "127.0.0.1", "127.0.0.2"):
+        first, second = (empty_cluster.add_controller(address) for address in ("127.0.0.1", "127.0.0.2"))
+        for name in ("node-a", "node-b"):
+            node = empty_cluster.prepare_node(name, HOST)
+            node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+            node.start()
+        for name in ("node-a", "node-b"):
+            empty_cluster.wait_attached(name)
+        source_node, target_node = empty_cluster.nodes.values()
+        source = made(first, "source", "node-a").volume_id
+        told = written(source_node, source, 48 * MIB)
+        request = asked("copy", "node-b", 64 * MIB, source=source)
+        threading.Thread(target=first.caller.code, args=("CreateVolume", request), daemon=True).start()
+        half_way(target_node)
+        first.kill()
+        create = Create(second, request)
+        assert digest(image_of(target_node, create.made().volume_id)) == told
+        assert sends(source_node) == 1
+        assert 48 * MIB < sent_bytes(source_node) < 64 * MIB
+
+
 def test_a_transfer_goes_on_under_new_tokens(slow_cluster: Cluster) -> None:
     controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
     source = made(controller, "source", "node-a").volume_id
@@ -242,7 +343,7 @@ def test_a_source_is_deleted_when_its_transfer_is_over(slow_cluster: Cluster) ->
 def test_a_node_fetches_only_what_a_volume_is_made_from_there(cluster: Cluster) -> None:
     controller = cluster.controller
     source = made(controller, "source", "node-a").volume_id
-    request = peer_pb2.FetchRequest(transfer_id="0" * 32, source_id=source)
+    request = peer_pb2.FetchRequest(transfer_id="run-1", source_id=source)
     for node in ("node-a", "node-b"):
         assert dialled(cluster, node, "Fetch", request) == (
             Code.PERMISSION_DENIED,

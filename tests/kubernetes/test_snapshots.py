@@ -2,6 +2,7 @@
 
 - What a pod had written is in a claim that is made of a snapshot, and of a clone, after the pod has gone; the snapshot
   outlives its source.
+- The same on another node than the source's.
 - A restored claim may be larger, and its filesystem is.
 - In a pool that shares no blocks, a volume in use is not cut, and the VolumeSnapshot says why.
 """
@@ -74,6 +75,33 @@ def test_a_snapshot_and_a_clone_hold_what_was_written(
     if name == "hostvol":
         kilobytes = kubernetes.execute("second", "df", "-k", "/restored", namespace=namespace).split()[-5]
         assert int(kilobytes) > 100 << 10
+    kubernetes.delete("volumesnapshot", "cut", namespace=namespace)
+
+
+@pytest.mark.parametrize("name", ["hostvol", DIRECTORY])
+def test_a_pod_on_another_node_gets_the_content_too(
+    kubernetes: Kubernetes, namespace: str, pod: PodMaker, name: str
+) -> None:
+    nodes = kubernetes.nodes()
+    if len(nodes) < 2:
+        pytest.skip("needs two nodes")
+    here, there = nodes[0], nodes[-1]
+    run(kubernetes, namespace, claim("data", namespace, name, "64Mi"), pod("first", namespace, ["data"], node=here))
+    write = "echo kept > /data/file && dd if=/dev/urandom of=/data/more bs=1M count=32 && sync"
+    kubernetes.execute("first", "sh", "-c", write, namespace=namespace)
+    told = kubernetes.execute("first", "sha256sum", "/data/file", "/data/more", namespace=namespace).split()[::2]
+    kubernetes.delete("pod", "first", namespace=namespace)
+    until(lambda: not any(one["staging_paths"] for one in kubernetes.volumes_on(here)), 60, "it is unstaged")
+    kubernetes.apply(snapshot("cut", namespace, "data"))
+    until(lambda: status(kubernetes, namespace, "cut").get("readyToUse"), 90, "the snapshot is ready")
+    clone = copy_of("PersistentVolumeClaim", "data", claim("clone", namespace, name, "64Mi"))
+    restored = copy_of("VolumeSnapshot", "cut", claim("restored", namespace, name, "128Mi"))
+    run(kubernetes, namespace, clone, pod("cloned", namespace, ["clone"], node=there))
+    run(kubernetes, namespace, restored, pod("second", namespace, ["restored"], node=there))
+    for where, path in (("cloned", "clone"), ("second", "restored")):
+        files = (f"/{path}/file", f"/{path}/more")
+        assert kubernetes.execute(where, "sha256sum", *files, namespace=namespace).split()[::2] == told
+    assert len(kubernetes.volumes_on(there)) == 2
     kubernetes.delete("volumesnapshot", "cut", namespace=namespace)
 
 
