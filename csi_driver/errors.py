@@ -67,8 +67,8 @@ class SourceElsewhere(HostvolError):
 
     def __init__(self, object_id: str, node_id: str, reason: str = "without a controller nothing is fetched") -> None:
         super().__init__(
-            f"volume_content_source: {object_id} is not on this node ({node_id}), and {reason}; let the topology choose "
-            "its node"
+            f"volume_content_source: {object_id} is not on this node ({node_id}), and {reason}; let the topology "
+            "choose its node"
         )
 
 
@@ -421,3 +421,10 @@ class SourceRefused(HostvolError):
 
     def __init__(self, object_id: str, reason: str) -> None:
         super().__init__(f"volume_content_source: the node of {object_id} refuses: {reason}")
+
+
+class StreamDamaged(HostvolError):
+    """A stream of a content is not what was sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the stream is damaged: {reason}")

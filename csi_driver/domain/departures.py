@@ -22,6 +22,8 @@ from csi_driver.errors import OperationPending, TooManyTransfers, TransferLost
 
 _log = logging.getLogger("hostvol.transfers")
 _MOST: Final = 4
+# What was sent whole waits only for the word that it has come.
+_SENT_SECONDS: Final = 60.0
 # More than gRPC's windows and the router can hold, so that whatever was lost on the way is still here.
 _KEPT_PIECES: Final = 12
 
@@ -181,6 +183,7 @@ class Departure:
                 self.sent_bytes += len(piece.data)
                 yield piece
                 if piece.is_last:
+                    self._lease_seconds = min(self._lease_seconds, _SENT_SECONDS)
                     return
         finally:
             with self._lock:

@@ -54,6 +54,8 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.EphemeralUnfinished: grpc.StatusCode.ABORTED,
     errors.TopologyUnsatisfiable: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TransferInterrupted: grpc.StatusCode.UNAVAILABLE,
+    # On its way each part is checked: what is wrong here was sent so.
+    errors.StreamDamaged: grpc.StatusCode.INTERNAL,
     errors.TransferLost: grpc.StatusCode.ABORTED,
     errors.TransferUnderWay: grpc.StatusCode.ABORTED,
     errors.TooManyTransfers: grpc.StatusCode.ABORTED,

@@ -1,0 +1,1 @@
+"""The content of volumes and snapshots as one stream of bytes, in both directions."""

@@ -1,0 +1,291 @@
+"""The frames of a stream: written, read and checked; knows no file and no volume.
+
+A stream is MAGIC and frames, the first with the header, the last with totals and a digest of all before it. Every frame
+carries a CRC-32 of its place in the stream, its kind, its length and its payload, so that one that is flipped, missing,
+repeated or moved is found where it stands, and a stream that ends early is found at its end. docs/stream-format.md is
+the exact description.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from csi_driver.errors import StreamDamaged
+from csi_driver.streams.header import Header
+
+MAGIC: Final = b"hostvol stream 1\n"
+# No frame is longer with its head: it fits into one message of 1 MiB.
+MAX_PAYLOAD_BYTES: Final = (1 << 20) - (1 << 12)
+MAX_DATA_BYTES: Final = (1 << 20) - (1 << 16)
+# Kind, length of the payload, CRC-32.
+_HEAD: Final = struct.Struct("<BII")
+# What the CRC covers before the payload: number of the frame, kind, length.
+_PLACE: Final = struct.Struct("<QBI")
+_DATA: Final = struct.Struct("<Q")
+_ZEROS: Final = struct.Struct("<QQ")
+_NAME_LENGTH: Final = struct.Struct("<H")
+
+HEADER: Final = ord("H")
+DATA: Final = ord("D")
+ZEROS: Final = ord("Z")
+ENTRY: Final = ord("E")
+ATTRIBUTE: Final = ord("A")
+LEAVE: Final = ord("L")
+END: Final = ord("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of the image, or of the file that was entered last."""
+
+    offset: int
+    content: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A range that became a hole since the base was taken."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in the directory that is open, and what it stands for, as JSON says it."""
+
+    fields: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An extended attribute of what was entered last."""
+
+    name: bytes
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What was entered last is complete."""
+
+
+Record = Data | Zeros | Entry | Attribute | Leave
+
+
+class Writer:
+    """Makes the bytes of one stream, piece by piece; none of them is longer than 1 MiB."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._frames = 0
+        self._data_bytes = 0
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes of content were written."""
+        return self._data_bytes
+
+    def begin(self, header: Header) -> bytes:
+        """What every stream begins with."""
+        self._digest.update(MAGIC)
+        return MAGIC + self._frame(HEADER, header.encoded())
+
+    def data(self, offset: int, content: bytes | memoryview) -> bytes:
+        """At most MAX_DATA_BYTES of content at a place in bytes."""
+        self._data_bytes += len(content)
+        return self._frame(DATA, _DATA.pack(offset), content)
+
+    def zeros(self, offset: int, length: int) -> bytes:
+        """A range that reads as zeros, and may not have done so in the base."""
+        return self._frame(ZEROS, _ZEROS.pack(offset, length))
+
+    def entry(self, fields: dict[str, object]) -> bytes:
+        """A name in a directory."""
+        return self._frame(ENTRY, json.dumps(fields, separators=(",", ":")).encode())
+
+    def attribute(self, name: bytes, content: bytes) -> bytes:
+        """An extended attribute."""
+        return self._frame(ATTRIBUTE, _NAME_LENGTH.pack(len(name)) + name, content)
+
+    def leave(self) -> bytes:
+        """The end of an entry."""
+        return self._frame(LEAVE, b"")
+
+    def end(self) -> bytes:
+        """What every whole stream ends with."""
+        totals = {"frames": self._frames, "data_bytes": self._data_bytes, "sha256": self._digest.hexdigest()}
+        return self._frame(END, json.dumps(totals, separators=(",", ":")).encode())
+
+    def _frame(self, kind: int, prefix: bytes, content: bytes | memoryview = b"") -> bytes:
+        length = len(prefix) + len(content)
+        if length > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"a frame of {length} bytes")
+        checksum = zlib.crc32(content, zlib.crc32(prefix, zlib.crc32(_PLACE.pack(self._frames, kind, length))))
+        frame = b"".join((_HEAD.pack(kind, length, checksum), prefix, content))
+        self._digest.update(frame)
+        self._frames += 1
+        return frame
+
+
+class Reader:
+    """One stream as it arrives, checked: it yields what was written, and ends only where the stream does."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        """Read the header; `chunks` are the stream in pieces of any size.
+
+        Raises: StreamDamaged; whatever `chunks` raises.
+        """
+        self._input = _Input(iter(chunks))
+        self._digest = hashlib.sha256()
+        self._frames = 0
+        self.data_bytes = 0
+        if self._input.take(len(MAGIC), "its beginning") != MAGIC:
+            raise StreamDamaged("it does not begin as a stream of this version of hostvol does")
+        self._digest.update(MAGIC)
+        kind, payload = self._next()
+        if kind != HEADER:
+            raise StreamDamaged("its header is missing")
+        self.header = Header.decoded(bytes(payload))
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes of the stream have been read."""
+        return self._input.position
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records in order. Whoever has not seen the end of the iteration has not seen a whole stream.
+
+        The content of a Data record is valid until the next one is asked for.
+
+        Raises: StreamDamaged; whatever the chunks raise.
+        """
+        while True:
+            digest = self._digest.hexdigest()
+            kind, payload = self._next()
+            if kind == END:
+                self._check_end(bytes(payload), digest)
+                return
+            decode = _DECODERS.get(kind)
+            if decode is None:
+                raise StreamDamaged(f"frame {self._frames - 1} is of an unknown kind ({kind})")
+            record = decode(payload)
+            if isinstance(record, Data):
+                self.data_bytes += len(record.content)
+            yield record
+
+    def _next(self) -> tuple[int, memoryview]:
+        head = self._input.take(_HEAD.size, f"frame {self._frames}")
+        kind, length, checksum = _HEAD.unpack(head)
+        if length > MAX_PAYLOAD_BYTES:
+            raise StreamDamaged(f"frame {self._frames} is said to have {length} bytes")
+        payload = self._input.take(length, f"frame {self._frames}")
+        if zlib.crc32(payload, zlib.crc32(_PLACE.pack(self._frames, kind, length))) != checksum:
+            raise StreamDamaged(f"the checksum of frame {self._frames} does not match")
+        self._digest.update(head)
+        self._digest.update(payload)
+        self._frames += 1
+        return kind, memoryview(payload)
+
+    def _check_end(self, payload: bytes, digest: str) -> None:
+        totals = fields_of(payload)
+        expected = {"frames": self._frames - 1, "data_bytes": self.data_bytes, "sha256": digest}
+        if totals != expected:
+            raise StreamDamaged("its totals or its digest do not match")
+        if not self._input.is_at_end():
+            raise StreamDamaged("something follows its end")
+
+
+class _Input:
+    """Bytes in pieces of any size, taken in pieces of another."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.position = 0
+        self._chunks = chunks
+        self._chunk = memoryview(b"")
+
+    def take(self, count: int, what: str) -> bytes:
+        """Exactly so many bytes.
+
+        Raises: StreamDamaged naming `what` was to come when the input ends before.
+        """
+        parts = []
+        missing = count
+        while missing:
+            if not self._chunk and not self._refill():
+                raise StreamDamaged(f"it ends after {self.position} bytes, in {what}; it was cut off")
+            part, self._chunk = self._chunk[:missing], self._chunk[missing:]
+            parts.append(part)
+            missing -= len(part)
+            self.position += len(part)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def is_at_end(self) -> bool:
+        return not self._chunk and not self._refill()
+
+    def _refill(self) -> bool:
+        for chunk in self._chunks:
+            if chunk:
+                self._chunk = memoryview(chunk)
+                return True
+        return False
+
+
+def fields_of(payload: bytes) -> dict[str, object]:
+    """A JSON object.
+
+    Raises: StreamDamaged.
+    """
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError) as cause:
+        raise StreamDamaged("a frame holds no JSON") from cause
+    if not isinstance(fields, dict):
+        raise StreamDamaged("a frame holds no JSON object")
+    return fields
+
+
+def _data(payload: memoryview) -> Data:
+    _require(len(payload) > _DATA.size)
+    return Data(_DATA.unpack_from(payload)[0], payload[_DATA.size :])
+
+
+def _zeros(payload: memoryview) -> Zeros:
+    _require(len(payload) == _ZEROS.size)
+    return Zeros(*_ZEROS.unpack(payload))
+
+
+def _entry(payload: memoryview) -> Entry:
+    return Entry(fields_of(bytes(payload)))
+
+
+def _attribute(payload: memoryview) -> Attribute:
+    _require(len(payload) > _NAME_LENGTH.size)
+    behind = _NAME_LENGTH.size + _NAME_LENGTH.unpack_from(payload)[0]
+    _require(len(payload) >= behind)
+    return Attribute(bytes(payload[_NAME_LENGTH.size : behind]), bytes(payload[behind:]))
+
+
+def _leave(payload: memoryview) -> Leave:
+    _require(not payload)
+    return Leave()
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise StreamDamaged("a frame has not the length that its kind has")
+
+
+_DECODERS: Final[dict[int, Callable[[memoryview], Record]]] = {
+    DATA: _data,
+    ZEROS: _zeros,
+    ENTRY: _entry,
+    ATTRIBUTE: _attribute,
+    LEAVE: _leave,
+}

@@ -1,0 +1,1 @@
+"""Contents as streams of bytes."""
