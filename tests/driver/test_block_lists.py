@@ -3,10 +3,11 @@
 - The listed bytes of a snapshot, over zeros, are the snapshot; the listed changes, over the base, are the target: also
   where the volume grew between, and from any offset on.
 - Between two cuts of a mounted filesystem few blocks change.
+- Snapshots of a volume and of its clone are of one family: what they share is not listed.
 - What is shared is named by at most twice what was written; what was copied exactly, however much it holds.
 - A reader that takes its time keeps nobody from deleting the snapshot, and hears then that it is gone.
 - Every message is within its bounds; a mebibyte in a tebibyte is listed at once.
-- `hostvol snapshot blocks` prints the same.
+- `hostvol snapshot blocks` prints the same. An image that is shorter than it should be is told as damaged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 
 from csi_driver.pb import csi_pb2
-from tests.driver.test_snapshots import cut
+from tests.driver.test_snapshots import copied, cut, from_snapshot
 from tests.harness import MIB, Code, Driver, Failure, PoolPlace, Workload, run
 
 MakePool = Callable[..., PoolPlace]
@@ -139,7 +140,6 @@ def test_a_filesystem_changes_little_between_two_cuts(
     old, new = (image(driver, one).read_bytes() for one in (base, later))
     assert made_of(old, new, listed) == new
     assert BLOCK <= sum(size for _, size in listed) < 2 * MIB
-    # A volume that was made of a snapshot is of its family: what they share is told apart.
     printed = run(
         *(
             sys.executable,
@@ -169,6 +169,25 @@ def test_a_filesystem_changes_little_between_two_cuts(
     fields = [(one["byte_offset"], one["size_bytes"]) for one in json.loads(printed_json)]
     assert fields == allocated(driver, later.snapshot_id)
     workload.down()
+
+
+def test_a_clone_is_told_apart_from_its_source(make_pool: MakePool, make_driver: MakeDriver) -> None:
+    driver = make_driver(make_pool("xfs"))
+    workload = Workload(driver, "source", block=True, size_bytes=SIZE)
+    workload.up()
+    scribble(workload, Random(1), 500)
+    base = cut(driver, workload.volume_id, "base")
+    clone = copied(workload, "clone", from_snapshot(base.snapshot_id))
+    changed_bytes = scribble(clone, Random(2), 10)
+    target = cut(driver, clone.volume_id, "target")
+    listed = delta(driver, base.snapshot_id, target.snapshot_id)
+    old, new = (image(driver, one).read_bytes() for one in (base, target))
+    assert made_of(old, new, listed) == new
+    assert sum(size for _, size in listed) <= 2 * changed_bytes
+    os.truncate(image(driver, target), SIZE - BLOCK)
+    assert driver.code(
+        "GetMetadataDelta", base_snapshot_id=base.snapshot_id, target_snapshot_id=target.snapshot_id
+    ) is (Code.INTERNAL)
 
 
 def fragmented(path: Path, extents: int, size: int) -> None:

@@ -312,6 +312,20 @@ def test_extents_that_move_meanwhile_only_make_the_list_longer(
         image.close()
 
 
+def test_defragmentation_unshares_what_the_list_names_then(btrfs_filesystem: Path, random: Random) -> None:
+    image = Image(btrfs_filesystem, random)
+    try:
+        image.change(150)
+        base, target = image.cut(), image.cut()
+        assert changes(base, target) == []
+        defragment(target)
+        found = changes(base, target)
+        assert found, "the defragmentation of the tests moves nothing"
+        assert_makes(base, target, found)
+    finally:
+        image.close()
+
+
 def test_blocks_moved_by_a_balance_are_still_shared(btrfs_filesystem: Path, random: Random) -> None:
     image = Image(btrfs_filesystem, random)
     try:
