@@ -228,7 +228,7 @@ def half_way(node: Driver) -> None:
 
 
 def building(node: Driver) -> list[Path]:
-    return [path for path in (node.pool / "tmp").rglob("disk.img") if path.is_file()]
+    return [path for path in (node.pool / "tmp").rglob("*") if path.is_file()]
 
 
 def left(node: Driver) -> list[str]:
@@ -241,12 +241,15 @@ def test_identical_calls_join_one_transfer_and_hear_how_far_it_is(slow_cluster: 
     source = made(controller, "source", "node-a").volume_id
     told = written(source_node, source, 48 * MIB)
     request = asked("copy", "node-b", 64 * MIB, source=source)
+    began = time.monotonic()
     creates = [Create(controller, request) for _ in range(3)]
     half_way(target_node)
     refused = controller.failure("CreateVolume", request, timeout=1)
     assert refused.code in (Code.ABORTED, Code.DEADLINE_EXCEEDED)
     volume_ids = {create.made().volume_id for create in creates}
     assert len(volume_ids) == 1
+    # At 16 MiB a second, of which a quarter of a second's worth may pass at once.
+    assert time.monotonic() - began > 2.5
     assert any(Code.ABORTED in create.codes for create in creates)
     assert "bytes have come from the node of" in controller.log()
     assert digest(image_of(target_node, volume_ids.pop())) == told
@@ -401,6 +404,66 @@ def test_a_volume_in_use_is_sent_as_it_was_when_its_transfer_began(
     assert sends(source_node) == 1
     workload.down()
     assert left(source_node) == []
+
+
+def test_a_directory_in_use_is_sent_as_it_was_when_its_transfer_began_and_may_be_deleted(
+    make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
+) -> None:
+    controller = empty_cluster.add_controller()
+    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
+    source_node.pools = [make_pool("xfs", 1 << 30)]
+    for node in (source_node, target_node):
+        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+        node.start()
+        empty_cluster.wait_attached(node.node_id)
+    workload = Workload(source_node, "source", parameters=DIRECTORY)
+    top = Path(workload.up())
+    files = [top / f"below/{number}" for number in range(40)]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(os.urandom(MIB))
+    told = {file.name: digest(file) for file in files}
+    request = asked(
+        "copy", "node-b", 64 * MIB, source=workload.volume_id, parameters=DIRECTORY, volume_capabilities=[capability()]
+    )
+    create = Create(controller, request)
+    half_way(target_node)
+    for file in files:
+        file.write_bytes(b"changed")
+    workload.down()
+    controller.kill()
+    controller.start()
+    copy = target_node.pool / "volumes" / create.made().volume_id / "data/below"
+    assert {file.name: digest(file) for file in copy.iterdir()} == told
+    assert sends(source_node) == 1
+    until(lambda: left(source_node) == left(target_node) == [], what="nothing is left")
+
+
+def test_a_source_that_cannot_be_cut_is_not_staged_until_it_is_sent(
+    make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
+) -> None:
+    controller = empty_cluster.add_controller()
+    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
+    source_node.pools = [make_pool("ext4", 512 * MIB)]
+    for node in (source_node, target_node):
+        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+        node.start()
+        empty_cluster.wait_attached(node.node_id)
+    workload = Workload(source_node, "source", block=True, parameters=RAW)
+    told = written(source_node, workload.create(), 40 * MIB)
+    request = asked("copy", "node-b", 64 * MIB, source=workload.volume_id)
+    workload.stage()
+    busy = controller.failure("CreateVolume", request)
+    assert busy.code is Code.FAILED_PRECONDITION
+    assert "it is staged" in busy.details
+    workload.unstage()
+    create = Create(controller, request)
+    half_way(target_node)
+    assert source_node.code("NodeStageVolume", workload.stage_request()) is Code.ABORTED
+    assert source_node.code("DeleteVolume", volume_id=workload.volume_id) is Code.ABORTED
+    assert digest(image_of(target_node, create.made().volume_id)) == told
+    until(lambda: source_node.code("NodeStageVolume", workload.stage_request()) is Code.OK, what="it is sent")
+    workload.unstage()
 
 
 def test_a_target_that_fills_up_keeps_nothing(make_pool: Callable[..., PoolPlace], empty_cluster: Cluster) -> None:
