@@ -155,6 +155,8 @@ class DirectoryBackend:
 
         Raises: ModificationRefused when it holds more than the limit.
         """
+        if to.quota is volume.parameters.quota:
+            return
         if to.quota is QuotaPolicy.REQUIRED:
             if self._kind is QuotaKind.PROJECT:
                 self._charge(volume, inherited=True)

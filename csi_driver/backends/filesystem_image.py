@@ -86,7 +86,7 @@ class FilesystemImageBackend:
             return volume
 
     def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
-        if to.provisioning is Provisioning.THICK:
+        if to.provisioning is Provisioning.THICK and not volume.is_thick:
             self._files.allocate(volume, progress)
 
     def restore(self, volume: Volume) -> None:

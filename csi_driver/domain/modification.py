@@ -91,7 +91,7 @@ def _admit(pool: Pool, volume: Volume, wanted: Volume) -> None:
     if is_counted(wanted) and not is_counted(volume):
         own_bytes = pool.filesystem.own_bytes(wanted)
         _twice(pool, lambda: pool.ledger.admit_used(wanted, own_bytes, pool.overcommit))
-    elif wanted.is_thick:
+    elif wanted.is_thick and not volume.is_thick:
         _twice(pool, lambda: pool.ledger.admit_whole(volume))
 
 
