@@ -11,7 +11,7 @@ from csi_driver.errors import NotStaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR
-from csi_driver.model import Provisioning, Usage, Volume, VolumeParameters
+from csi_driver.model import Usage, Volume, VolumeParameters
 
 _DEVICE_FILESYSTEMS = frozenset({"devtmpfs", "tmpfs"})
 
@@ -49,8 +49,7 @@ class BlockImageBackend:
             return volume
 
     def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
-        if to.provisioning is Provisioning.THICK and not volume.is_thick:
-            self._files.allocate(volume, progress)
+        self._files.change(volume, to, progress)
 
     def restore(self, volume: Volume) -> None:
         """Blocks that are allocated already belong to what the volume was promised: they stay."""

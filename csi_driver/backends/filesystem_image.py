@@ -18,7 +18,7 @@ from csi_driver.errors import CapacityOutOfRange, GrowthRefused, VolumeBusy, Vol
 from csi_driver.faults import crash_point
 from csi_driver.linux import filesystem, growth, mount, mountinfo
 from csi_driver.linux.loop import LOOP_MAJOR, device_path
-from csi_driver.model import Provisioning, Usage, Volume, VolumeParameters
+from csi_driver.model import Usage, Volume, VolumeParameters
 
 _log = logging.getLogger("hostvol.growth")
 # XFS refuses a second filesystem of one UUID; clones of a template share theirs.
@@ -86,8 +86,7 @@ class FilesystemImageBackend:
             return volume
 
     def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
-        if to.provisioning is Provisioning.THICK and not volume.is_thick:
-            self._files.allocate(volume, progress)
+        self._files.change(volume, to, progress)
 
     def restore(self, volume: Volume) -> None:
         """Blocks that are allocated already belong to what the volume was promised: they stay."""

@@ -12,7 +12,7 @@ from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.templates import Templates, template_name
 from csi_driver.faults import crash_point
 from csi_driver.linux import allocation, btrfs, ext4_superblock, extents, filesystem, reflink
-from csi_driver.model import GIB, Volume
+from csi_driver.model import GIB, Provisioning, Volume, VolumeParameters
 from csi_driver.store.pool import PoolDirectory
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -76,13 +76,15 @@ class ImageFiles:
                 crash_point("image.extended")
             os.fsync(image_fd)
 
-    def allocate(self, volume: Volume, progress: Callable[[int], None]) -> None:
-        """All of the image is allocated, and what it holds stays, also beside a writer; fsynced. Idempotent.
+    def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
+        """All of an image that becomes thick is allocated, and what it holds stays, also beside a writer; fsynced.
 
-        In steps, as `extend`. Blocks that it shares with relatives stay shared.
+        Idempotent. In steps, as `extend`. Blocks that it shares with relatives stay shared.
 
         Raises: OSError: ENOSPC; a part may be allocated then.
         """
+        if to.provisioning is not Provisioning.THICK or volume.is_thick:
+            return
         with self._opened(volume, os.O_RDWR) as image_fd:
             for start in range(0, volume.capacity_bytes, _STEP_BYTES):
                 length = min(_STEP_BYTES, volume.capacity_bytes - start)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.live_records import LiveRecords
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.errors import HostvolError, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.model import Volume, VolumeParameters
-from csi_driver.store import records
 
 _log = logging.getLogger("hostvol.modification")
 
@@ -22,7 +22,7 @@ class Amendment:
 
     def __init__(self, pools: Pools, catalogue: Catalogue) -> None:
         self._pools = pools
-        self._catalogue = catalogue
+        self._records = LiveRecords(catalogue)
 
     def amend(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> Volume:
         """The volume has the parameters `to`, durably, when this returns.
@@ -36,12 +36,12 @@ class Amendment:
         intended = dataclasses.replace(volume, becoming=to)
         with ExitStack() as undo:
             undo.callback(self._undo, pool, intended)
-            self._remember(pool, intended)
+            self._records.remember(pool, intended)
             crash_point("modify.intended")
             pool.backend(intended).change(intended, to, progress)
             crash_point("modify.changed")
             amended = _amended(intended)
-            self._remember(pool, amended)
+            self._records.remember(pool, amended)
             crash_point("modify.recorded")
             undo.pop_all()
         return amended
@@ -61,24 +61,13 @@ class Amendment:
         before = dataclasses.replace(intended, becoming=None)
         try:
             pool.backend(before).restore(before)
-            self._recall(pool, before)
+            self._records.recall(pool, before)
         except (HostvolError, OSError) as cause:
-            self._catalogue.replace(intended)
+            self._records.keep(intended)
             raise UndoFailed(
                 f"volume {intended.volume_id}: a change of its parameters could be neither finished nor taken back "
                 f"({cause}); repeat the call"
             ) from cause
-
-    def _recall(self, pool: Pool, before: Volume) -> None:
-        """The record is the one from before the intent; it needs no space when it still is."""
-        where = f"{pool.store.path_of(before.volume_id)}/{records.RECORD}"
-        if records.read_volume(pool.store.volumes_fd, before.volume_id, where) != before:
-            self._remember(pool, before)
-        self._catalogue.replace(before)
-
-    def _remember(self, pool: Pool, volume: Volume) -> None:
-        records.replace_volume(pool.store.volumes_fd, volume)
-        self._catalogue.replace(volume)
 
 
 def _amended(intended: Volume) -> Volume:

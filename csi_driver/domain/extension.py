@@ -7,11 +7,11 @@ import logging
 from contextlib import ExitStack
 
 from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.live_records import LiveRecords
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.errors import HostvolError, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.model import Volume
-from csi_driver.store import records
 
 _log = logging.getLogger("hostvol.growth")
 
@@ -21,7 +21,7 @@ class Extension:
 
     def __init__(self, pools: Pools, catalogue: Catalogue) -> None:
         self._pools = pools
-        self._catalogue = catalogue
+        self._records = LiveRecords(catalogue)
 
     def extend(self, volume: Volume, to_bytes: int) -> Volume:
         """The volume holds `to_bytes`, durably, when this returns; whoever uses it sees that only after `Backend.grow`.
@@ -34,7 +34,7 @@ class Extension:
         intended = dataclasses.replace(volume, growing_to_bytes=to_bytes)
         with ExitStack() as undo:
             undo.callback(self._undo, pool, intended)
-            self._remember(pool, intended)
+            self._records.remember(pool, intended)
             crash_point("expand.intended")
             extended = self._carry_out(pool, intended)
             undo.pop_all()
@@ -64,7 +64,7 @@ class Extension:
         extended = dataclasses.replace(intended, capacity_bytes=intended.growing_to_bytes, growing_to_bytes=0)
         pool.backend(intended).extend(intended, intended.growing_to_bytes)
         crash_point("expand.extended")
-        self._remember(pool, extended)
+        self._records.remember(pool, extended)
         crash_point("expand.recorded")
         pool.ledger.resize(extended, extended.capacity_bytes - intended.capacity_bytes if extended.is_thick else 0)
         return extended
@@ -73,22 +73,11 @@ class Extension:
         before = dataclasses.replace(intended, growing_to_bytes=0)
         try:
             pool.backend(before).retract(before)
-            self._recall(pool, before)
+            self._records.recall(pool, before)
         except (HostvolError, OSError) as cause:
-            self._catalogue.replace(intended)
+            self._records.keep(intended)
             raise UndoFailed(
                 f"volume {intended.volume_id}: its expansion to {intended.growing_to_bytes} bytes could be neither "
                 f"finished nor taken back ({cause}); repeat the call"
             ) from cause
         pool.ledger.resize(before)
-
-    def _recall(self, pool: Pool, before: Volume) -> None:
-        """The record is the one from before the intent; it needs no space when it still is."""
-        where = f"{pool.store.path_of(before.volume_id)}/{records.RECORD}"
-        if records.read_volume(pool.store.volumes_fd, before.volume_id, where) != before:
-            self._remember(pool, before)
-        self._catalogue.replace(before)
-
-    def _remember(self, pool: Pool, volume: Volume) -> None:
-        records.replace_volume(pool.store.volumes_fd, volume)
-        self._catalogue.replace(volume)
