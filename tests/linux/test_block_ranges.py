@@ -312,6 +312,37 @@ def test_extents_that_move_meanwhile_only_make_the_list_longer(
         image.close()
 
 
+def test_a_reorganizer_of_xfs_only_makes_the_list_longer(tmp_path: Path, random: Random) -> None:
+    with mounted(tmp_path, "xfs") as path:
+        image = Image(path, random)
+        try:
+            image.change(300)
+            base = image.cut()
+            image.change(100)
+            target = image.cut()
+            names = [path / "base", path / "target"]
+            for fd, name in zip((base, target), names, strict=True):
+                # Below a name a writer can open it, as any file of the pool.
+                with open(name, "xb") as file:
+                    reflink.clone_file(fd, file.fileno())
+            fds = [os.open(name, os.O_RDONLY | os.O_CLOEXEC) for name in names]
+            before = places(fds[1])
+            with meanwhile(lambda: run("xfs_fsr", *names)) as done:
+                rounds = 0
+                while (done[0] < 2 or places(fds[1]) == before) and rounds < 5000:
+                    rounds += 1
+                    assert_makes(*fds, changes(*fds))
+            assert places(fds[1]) != before, "xfs_fsr has moved nothing"
+            for fd in fds:
+                os.close(fd)
+        finally:
+            image.close()
+
+
+def places(fd: int) -> list[tuple[int, int]]:
+    return [(one.logical, one.physical) for one in extents.mapped(fd, sync=True)]
+
+
 def test_defragmentation_unshares_what_the_list_names_then(btrfs_filesystem: Path, random: Random) -> None:
     image = Image(btrfs_filesystem, random)
     try:

@@ -85,6 +85,21 @@ class SnapshotRules(RuleBasedStateMachine):
         if held is not None:
             assert answer.snapshot.source_volume_id == held.source_id
 
+    @rule(cut=CUT_NAMES)
+    def list_blocks(self, cut: str) -> None:
+        held = self.cuts.get(cut)
+        snapshot_id = held.snapshot_id if held is not None else "snap-nobody"
+        parameters = dict(held.kind.parameters) if held is not None else {}
+        allowed = {Code.NOT_FOUND} if held is None else {Code.OK}
+        if parameters.get("type") == "directory":
+            allowed = {Code.FAILED_PRECONDITION}
+        elif held is not None and parameters.get("pool", "default") not in self.sharing:
+            # It may still be copied.
+            allowed |= {Code.FAILED_PRECONDITION}
+        answer = self.expect(allowed, "GetMetadataAllocated", snapshot_id=snapshot_id)
+        if answer is not None and held is not None:
+            assert {message.volume_capacity_bytes for message in answer} == {held.size_bytes}
+
     @rule(name=NAMES, cut=CUT_NAMES, size=st.sampled_from((0, 0, 1)), loss=LOSSES)
     def restore(self, name: str, cut: str, size: int, loss: str) -> None:
         held = self.cuts.get(cut)
