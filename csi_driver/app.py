@@ -261,6 +261,7 @@ def _start_link(config: NodeConfig, node: Node, server: NodeServer, ferry: Ferry
             node,
             lambda volume: answers.volume(volume, node.topology),
             lambda snapshot: answers.snapshot(snapshot, node.topology),
+            answers.volume_health,
         ),
         # Never the Node service: whoever speaks for the controller mounts nothing here.
         dispatcher=server.dispatcher(_FORWARDED_SERVICES),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -36,6 +36,8 @@ class Figures:
     in_flight: int
     ready: bool
     pools: Iterable[PoolFigures]
+    # How many volumes suffer from each reason.
+    unhealthy: Mapping[str, int] = field(default_factory=dict)
 
 
 _POOL_GAUGES: dict[str, tuple[str, Callable[[PoolFigures], float]]] = {
@@ -74,6 +76,11 @@ class _FiguresCollector(Collector):
         pools = list(figures.pools)
         yield GaugeMetricFamily("hostvol_operations_in_flight", "Operations under way.", figures.in_flight)
         yield GaugeMetricFamily("hostvol_ready", "1 when volumes are served.", float(figures.ready))
+        text = "Volumes that something is wrong with, by reason; one with two reasons counts twice."
+        unhealthy = GaugeMetricFamily("hostvol_unhealthy_volumes", text, labels=["reason"])
+        for reason, count in sorted(figures.unhealthy.items()):
+            unhealthy.add_metric([reason], count)
+        yield unhealthy
         for name, (text, value) in _POOL_GAUGES.items():
             family = GaugeMetricFamily(name, text, labels=["pool"])
             for pool in pools:

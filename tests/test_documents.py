@@ -1,6 +1,7 @@
 """The documents say what is so.
 
 - The README's tables of flags, parameters and metrics name exactly those that there are.
+- docs/health.md names exactly the troubles that there are.
 - docs/ephemeral.md names exactly the attributes that a pod may give.
 - docs/storageclass.md names exactly the options of mkfs and mount that are allowed.
 - Every `hostvol …` command, every script and every link in the documents leads to something.
@@ -34,6 +35,7 @@ from csi_driver.rpc import ephemeral, parameters
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
+HEALTH = (ROOT / "docs/health.md").read_text()
 EPHEMERAL = (ROOT / "docs/ephemeral.md").read_text()
 STORAGECLASS = (ROOT / "docs/storageclass.md").read_text()
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -54,6 +56,13 @@ def table(text: str, heading: str) -> list[list[str]]:
 def words(cell: str) -> list[str]:
     """What stands in backquotes."""
     return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_tables_of_health_name_every_trouble() -> None:
+    source = (ROOT / "csi_driver/domain/troubles.py").read_text() + (ROOT / "csi_driver/cluster/lists.py").read_text()
+    told = set(re.findall(r'(?:_degraded|_inaccessible|_lost)\(\s*"(\w+)"|reason="(\w+)"', source))
+    rows = table(HEALTH, "## Volumes") + table(HEALTH, "## Pools")
+    assert {row[0].strip("`") for row in rows} == {one or other for one, other in told}
 
 
 def node_options() -> dict[str, click.Option]:

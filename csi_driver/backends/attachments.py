@@ -23,7 +23,7 @@ _SECTOR_WITHOUT_DIRECT_IO = 512
 
 
 @dataclass(frozen=True, slots=True)
-class _Attachment:
+class Attachment:
     """A loop device and the file that it was attached to."""
 
     number: int
@@ -38,11 +38,15 @@ class Attachments:
         self._pool = pool
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._held: dict[VolumeId, _Attachment] = {}
+        self._held: dict[VolumeId, Attachment] = {}
 
     def image_path(self, volume_id: str) -> str:
         """The image's absolute path, for messages."""
         return f"{self._pool.path_of(volume_id)}/{IMAGE}"
+
+    def remembered(self, volume_id: VolumeId) -> Attachment | None:
+        """What the image was attached to last, whether it still is or not; costs nothing."""
+        return self._held.get(volume_id)
 
     def adopt(self, volume_id: VolumeId, number: int) -> bool:
         """Take over a device that an earlier process attached, if its backing file is this volume's image."""
@@ -54,7 +58,7 @@ class Attachments:
         info = loop.status(number)
         if info is None or not info.is_backed_by(image.st_dev, image.st_ino):
             return False
-        self._held[volume_id] = _Attachment(number, image.st_dev, image.st_ino)
+        self._held[volume_id] = Attachment(number, image.st_dev, image.st_ino)
         return True
 
     def attach(self, volume: Volume, *, autoclear: bool) -> loop.LoopDevice:
@@ -77,7 +81,7 @@ class Attachments:
             )
         finally:
             os.close(image_fd)
-        self._held[volume.volume_id] = _Attachment(device.number, image.st_dev, image.st_ino)
+        self._held[volume.volume_id] = Attachment(device.number, image.st_dev, image.st_ino)
         crash_point("attach.configured")
         return device
 
@@ -198,7 +202,7 @@ class Attachments:
         with self._opening:
             return lease.is_open_elsewhere(image_fd)
 
-    def _forget(self, volume_id: VolumeId, held: _Attachment) -> bool:
+    def _forget(self, volume_id: VolumeId, held: Attachment) -> bool:
         """Forget this attachment, not one that took its place meanwhile (whoever looks holds no claim); False."""
         with self._lock:
             if self._held.get(volume_id) is held:
@@ -206,7 +210,7 @@ class Attachments:
         return False
 
     @staticmethod
-    def _keep(held: _Attachment) -> bool:
+    def _keep(held: Attachment) -> bool:
         """Clear autoclear if the device is still the image's; tell whether it is."""
         try:
             fd = os.open(loop.device_path(held.number), os.O_RDWR | os.O_CLOEXEC)
@@ -222,7 +226,7 @@ class Attachments:
             os.close(fd)
 
     @staticmethod
-    def _wait_until_free(volume: Volume, held: _Attachment) -> None:
+    def _wait_until_free(volume: Volume, held: Attachment) -> None:
         if loop.is_gone(held.number, device=held.device, inode=held.inode, patience_seconds=_RELEASE_SECONDS):
             return
         holders = ", ".join(loop.holders(held.number)) or "an unknown opener"

@@ -11,8 +11,9 @@ from typing import Protocol
 from csi_driver.domain.alarms import Alarm
 from csi_driver.domain.alarms import alarms as alarms_of
 from csi_driver.domain.node import Node
+from csi_driver.domain.troubles import Trouble
 from csi_driver.errors import HostvolError
-from csi_driver.model import Snapshot, Volume
+from csi_driver.model import Snapshot, Volume, key_of, node_key
 from csi_driver.pb import csi_pb2, peer_pb2
 
 _log = logging.getLogger("hostvol.link")
@@ -42,15 +43,18 @@ class Holdings:
         node: Node,
         describe: Callable[[Volume], csi_pb2.Volume],
         describe_snapshot: Callable[[Snapshot], csi_pb2.Snapshot],
+        describe_health: Callable[[str, Iterable[Trouble]], csi_pb2.VolumeHealth],
     ) -> None:
-        """`describe` and `describe_snapshot` give an object as the protocol tells it."""
+        """The functions give an object, and what is wrong with a volume, as the protocol tells it."""
         self._node = node
         self._describe = describe
         self._describe_snapshot = describe_snapshot
+        self._describe_health = describe_health
         self._lock = threading.Lock()
         self._listeners: tuple[Listener, ...] = ()
         self._pools = peer_pb2.Pools()
         self._alarms = peer_pb2.Alarms()
+        self._health: dict[str, csi_pb2.VolumeHealth] = {}
         self._stirred = threading.Event()
         self._stopping = False
         self._ticker = threading.Thread(target=self._measure_for_ever, name="holdings", daemon=True)
@@ -80,6 +84,7 @@ class Holdings:
         held: list[Volume | Snapshot] = [*self._node.catalogue.all(), *self._node.snapshot_catalogue.all()]
         told = [one for one in held if _is_told(one)]
         yield from _chunks(self._item(one) for one in sorted(told, key=lambda one: one.object_id))
+        yield from _health_chunks(self._health.values())
         yield peer_pb2.Inventory(pools=self._pools, alarms=self._alarms, complete=True)
 
     def _item(self, held: Volume | Snapshot) -> peer_pb2.Item:
@@ -120,6 +125,19 @@ class Holdings:
             part.alarms.CopyFrom(alarms)
         if part.ListFields():
             self._tell(lambda: part)
+        for change in self._health_changes():
+            self._tell(lambda change=change: change)  # type: ignore[misc]
+
+    def _health_changes(self) -> Iterator[peer_pb2.Inventory]:
+        before, own = self._health, node_key(self._node.node_id)
+        self._health = {
+            volume_id: self._describe_health(volume_id, found)
+            for volume_id, found in self._node.health.unhealthy().items()
+            if key_of(volume_id) == own
+        }
+        changed = [one for volume_id, one in self._health.items() if before.get(volume_id) != one]
+        healed = [csi_pb2.VolumeHealth(volume_id=one) for one in before if one not in self._health]
+        return _health_chunks([*changed, *healed])
 
     def _alarms_now(self) -> list[Alarm]:
         try:
@@ -157,4 +175,17 @@ def _chunks(items: Iterable[peer_pb2.Item]) -> Iterator[peer_pb2.Inventory]:
         chunk.items.append(item)
         size += bytes_more
     if chunk.items:
+        yield chunk
+
+
+def _health_chunks(found: Iterable[csi_pb2.VolumeHealth]) -> Iterator[peer_pb2.Inventory]:
+    chunk, size = peer_pb2.Inventory(), 0
+    for one in found:
+        bytes_more = one.ByteSize() + 8
+        if chunk.health and size + bytes_more > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = peer_pb2.Inventory(), 0
+        chunk.health.append(one)
+        size += bytes_more
+    if chunk.health:
         yield chunk

@@ -70,12 +70,14 @@ class Shelf:
 
 
 class Inventory:
-    """One node's volumes, snapshots, pools and alarms."""
+    """One node's volumes, snapshots, pools, alarms and troubles of volumes."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.volumes = Shelf()
         self.snapshots = Shelf()
+        # Pages of ControllerListVolumeHealth, also of volumes that are not served and therefore in no other list.
+        self.health = Shelf()
         self.alarms: tuple[peer_pb2.Alarm, ...] = ()
         self._available: dict[str, int] = {}
 
@@ -91,6 +93,9 @@ class Inventory:
             if before is not None:
                 yield before.name, object_id, False
             self.snapshots.remove(object_id)
+            self.health.remove(object_id)
+        for health in part.health:
+            self._put_health(health)
         if part.HasField("pools"):
             self._available = {pool.name: pool.available_bytes for pool in part.pools.pools}
         if part.HasField("alarms"):
@@ -116,6 +121,14 @@ class Inventory:
                 yield item.name, volume_id, True
         elif kind == "snapshot":
             self._put_snapshot(item)
+
+    def _put_health(self, health: csi_pb2.VolumeHealth) -> None:
+        volume_id = self._own(health.volume_id)
+        if health.health_statuses:
+            page = csi_pb2.ControllerListVolumeHealthResponse(entries=[health])
+            self.health.put(volume_id, Entry(page.SerializeToString(), ""))
+        else:
+            self.health.remove(volume_id)
 
     def _put_snapshot(self, item: peer_pb2.Item) -> None:
         source = item.snapshot.source_volume_id

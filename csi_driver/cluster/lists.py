@@ -55,6 +55,27 @@ class Lists:
             found = self._walk(after, lambda inventory: inventory.snapshots)
         return _page(found, _limit(request.max_entries), csi_pb2.ListSnapshotsResponse)
 
+    def health(self, request: csi_pb2.ControllerListVolumeHealthRequest) -> bytes:
+        """A serialized ControllerListVolumeHealthResponse.
+
+        Raises: InvalidField, InvalidToken.
+        """
+        found = self._unhealthy(_after(request.starting_token))
+        return _page(found, _limit(request.max_entries), csi_pb2.ControllerListVolumeHealthResponse)
+
+    def _unhealthy(self, after: str) -> Iterator[tuple[str, Entry]]:
+        start = key_of(after)
+        for key in self._registry.keys_from(start):
+            last = after if key == start else ""
+            inventory = self._registry.inventory(key)
+            if inventory is not None:
+                yield from inventory.health.after(last)
+                continue
+            for volume_id in self._registry.absent_volumes(key):
+                if volume_id > last:
+                    page = csi_pb2.ControllerListVolumeHealthResponse(entries=[absent_health(volume_id)])
+                    yield volume_id, Entry(page.SerializeToString(), "")
+
     def _walk(self, after: str, shelf: Callable[[Inventory], Shelf]) -> Iterator[tuple[str, Entry]]:
         start = key_of(after)
         for inventory in self._registry.inventories_from(start):
@@ -73,6 +94,18 @@ class Lists:
             for snapshot_id, entry in inventory.snapshots.after(after):
                 if entry.source_volume_id == source_volume_id:
                     yield snapshot_id, entry
+
+
+def absent_health(volume_id: str) -> csi_pb2.VolumeHealth:
+    """What is wrong with a volume whose node is away."""
+    health = csi_pb2.VolumeHealth(volume_id=volume_id)
+    health.health_statuses.add(
+        status=csi_pb2.INACCESSIBLE,
+        reason="NodeAbsent",
+        message=f"the node that holds {volume_id} is not attached to the controller: look whether it runs, and its "
+        "pod hostvol-node too",
+    )
+    return health
 
 
 def _page(found: Found, limit: int, response: Any) -> bytes:

@@ -69,11 +69,23 @@ class Presence:
         if not complete and patience < remaining:
             raise NotReady("the controller has just started, and not every node is attached yet; repeat the call")
 
+    async def forget_gone(self) -> None:
+        """Of an absent node whose Node object is gone nothing is told any more.
+
+        Raises: OrchestratorUnavailable.
+        """
+        absent = self._registry.absent_keys()
+        if absent:
+            exist = {node_key(name) for name in await self._directory.node_names()}
+            for key in absent - exist:
+                self._registry.forget_absent(key)
+
     async def watch(self) -> None:
         """Count the absent nodes from time to time; runs until it is cancelled."""
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
             try:
+                await self.forget_gone()
                 names = await self._directory.expected_nodes(self._driver_name)
             except OrchestratorUnavailable as cause:
                 _log.warning("absent nodes cannot be counted: %s", cause)

@@ -69,6 +69,8 @@ class Registry:
         self._sessions: dict[str, Session] = {}
         self._inventories: dict[str, Inventory] = {}
         self._left_at: dict[str, float] = {}
+        # What nodes that are away for long had told last: the ids of their volumes.
+        self._absent: dict[str, list[str]] = {}
         self._ordered: list[str] = []
         self._changed = asyncio.Condition()
 
@@ -83,6 +85,7 @@ class Registry:
                 raise NodeKeyTaken(session.node_id, older.node_id)
             older.close("a newer stream of the node took over")
         self._forget(session.key)
+        self._absent.pop(session.key, None)
         self._sessions[session.key] = session
         self._inventories[session.key] = inventory
         bisect.insort(self._ordered, session.key)
@@ -134,6 +137,25 @@ class Registry:
         for index in range(bisect.bisect_left(self._ordered, key), len(self._ordered)):
             yield self._inventories[self._ordered[index]]
 
+    def keys_from(self, key: str) -> list[str]:
+        """The keys of all nodes that are, or were, attached, in order, from `key` on."""
+        self._drop_departed()
+        return sorted(one for one in (*self._inventories, *self._absent) if one >= key)
+
+    def absent_volumes(self, key: str) -> list[str]:
+        """The ids of the volumes of a node that is away for long, in order; none when it is there or unknown."""
+        self._drop_departed()
+        return self._absent.get(key, [])
+
+    def absent_keys(self) -> set[str]:
+        """The nodes that are away for long."""
+        self._drop_departed()
+        return set(self._absent)
+
+    def forget_absent(self, key: str) -> None:
+        """The node does not exist any more. Idempotent."""
+        self._absent.pop(key, None)
+
     def volumes_named(self, name: str) -> dict[str, str]:
         """The ids of all volumes that bear the name, each with its node's key."""
         return {
@@ -164,6 +186,7 @@ class Registry:
     def _drop_departed(self) -> None:
         horizon = time.monotonic() - _GRACE_SECONDS
         for key in [key for key, left_at in self._left_at.items() if left_at < horizon]:
+            self._absent[key] = sorted(volume_id for volume_id, _ in self._inventories[key].volumes.entries())
             self._forget(key)
 
     def _forget(self, key: str) -> None:

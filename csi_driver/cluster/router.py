@@ -1,8 +1,8 @@
 """The calls of the sidecars, each brought to the node that can answer it; knows no gRPC server and keeps no state.
 
-One mechanism for all methods: the bytes that came go to the node, the bytes that the node answers go back. Only four
-methods are about the cluster rather than about one object: CreateVolume and GetCapacity choose a node, the two lists
-are answered from what the nodes have told.
+One mechanism for all methods: the bytes that came go to the node, the bytes that the node answers go back. Only a few
+methods are about the cluster rather than about one object: CreateVolume and GetCapacity choose a node, the lists are
+answered from what the nodes have told, and the health of a volume is known also when its node is away.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from csi_driver.cluster import placement, routing
 from csi_driver.cluster.crossings import Grants
-from csi_driver.cluster.lists import Lists
+from csi_driver.cluster.lists import Lists, absent_health
 from csi_driver.cluster.orchestrator import Subject
 from csi_driver.cluster.outcome import Outcome
 from csi_driver.cluster.placement import Placement
@@ -70,6 +70,8 @@ class Router:
             "GetCapacity": self._capacity,
             "ListVolumes": self._list_volumes,
             "ListSnapshots": self._list_snapshots,
+            "ControllerGetVolumeHealth": self._volume_health,
+            "ControllerListVolumeHealth": self._list_health,
         }
 
     async def call(self, asked: Asked) -> Outcome:
@@ -183,6 +185,24 @@ class Router:
     async def _list_volumes(self, asked: Asked) -> Outcome:
         await self._presence.settle(asked.timeout_seconds)
         return Outcome(0, response=self._lists.volumes(asked.request))
+
+    async def _list_health(self, asked: Asked) -> Outcome:
+        await self._presence.settle(asked.timeout_seconds)
+        return Outcome(0, response=self._lists.health(asked.request))
+
+    async def _volume_health(self, asked: Asked) -> Outcome:
+        """From the node; of a node that is away, and not only for the moment: inaccessible."""
+        target = self._target(asked)
+        if self._registry.session(target.key) is None:
+            await self._presence.settle(asked.timeout_seconds)
+        session = self._registry.session(target.key)
+        if session is not None:
+            return await _forward(session, asked)
+        is_away = bool(target.key) and self._registry.inventory(target.key) is None
+        if is_away and await self._presence.exists(target.key):
+            answer = csi_pb2.ControllerGetVolumeHealthResponse(volume_health=absent_health(target.object_id))
+            return Outcome(0, response=answer.SerializeToString())
+        return await self._without_node(asked, target)
 
     async def _list_snapshots(self, asked: Asked) -> Outcome:
         """One that is asked for by its id must not seem gone because its node is."""

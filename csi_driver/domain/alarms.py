@@ -1,8 +1,8 @@
 """What an operator must know of this node now: looks, and changes nothing.
 
-Pools that are not served, whose backing file is not whole, or that can hardly grant anything, records in quarantine,
-volumes that lost their name, ephemeral volumes that lost their pod. A sentence stays the same while its cause lasts, so
-that whoever hears it again knows it.
+Pools and volumes that something is wrong with, pools that can hardly grant anything, records in quarantine, volumes
+that lost their name, ephemeral volumes that lost their pod. A sentence stays the same while its cause lasts, so that
+whoever hears it again knows it.
 """
 
 from __future__ import annotations
@@ -30,25 +30,34 @@ class Alarm:
 def alarms(node: Node) -> list[Alarm]:
     """All alarms of the node, in a fixed order. A pool whose disk hangs makes this hang."""
     return [
-        *_unavailable(node),
-        *_not_whole(node),
+        *_of_pools(node),
         *_nearly_full(node),
+        *_log_trees(node),
         *_quarantined(node),
+        *_of_volumes(node),
         *_retired(node),
         *_left(node),
     ]
 
 
-def _unavailable(node: Node) -> Iterator[Alarm]:
-    for name, why in sorted(node.pools.refused.items()):
-        yield Alarm("PoolUnavailable", f"pool {name} is not served: {why}")
+def _of_pools(node: Node) -> Iterator[Alarm]:
+    for _, trouble in node.health.pool_troubles():
+        yield Alarm(trouble.reason, trouble.message)
 
 
-def _not_whole(node: Node) -> Iterator[Alarm]:
+def _of_volumes(node: Node) -> Iterator[Alarm]:
+    for volume, trouble in node.health.own_troubles():
+        yield Alarm(trouble.reason, trouble.message, volume.name)
+
+
+def _log_trees(node: Node) -> Iterator[Alarm]:
     for name, pool in sorted(node.pools.opened.items()):
-        problem = pool.backing.problem() if pool.backing is not None else ""
-        if problem:
-            yield Alarm("BackingFileDamaged", f"pool {name}: {problem}")
+        if pool.has_log_tree:
+            yield Alarm(
+                "BtrfsLogTree",
+                f"pool {name}: the btrfs at {pool.store.directory} is mounted without notreelog: Linux 6.18 cannot "
+                "always replay its log tree after a power cut, and then refuses to mount it; mount it with notreelog",
+            )
 
 
 def _nearly_full(node: Node) -> Iterator[Alarm]:

@@ -91,7 +91,9 @@ def quarantined_snapshots(node: Node) -> list[SnapshotView]:
 
 def _figures(node: Node) -> Figures:
     """The node's numbers for a scrape, which is an operation itself and not counted."""
-    return Figures(node.claims.count() - 1, node.is_ready, [_pool_figures(node, pool) for pool in _pools(node)])
+    pools = [_pool_figures(node, pool) for pool in _pools(node)]
+    unhealthy = Counter(one.reason for its in node.health.unhealthy().values() for one in its)
+    return Figures(node.claims.count() - 1, node.is_ready, pools, unhealthy)
 
 
 def figures_once(node: Node) -> Figures:
@@ -145,7 +147,7 @@ def _view_of(node: Node, volume: Volume) -> VolumeView:
     staging = (staged_at,) if staged_at and (staged_at in targets or backend.is_attached(volume)) else ()
     try:
         allocated = backend.own_bytes(volume)
-        message = ""
+        message = "; ".join(one.message for one in node.health.latest(volume))
     except OSError as cause:
         allocated, message = 0, f"cannot be measured: {cause.strerror}"
     published = tuple(sorted(target for target in targets if target != staged_at))

@@ -16,6 +16,7 @@ from csi_driver.domain.departures import Departures
 from csi_driver.domain.ephemeral import Ephemeral
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.growth import Growth
+from csi_driver.domain.health import Health
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.modification import Modification
 from csi_driver.domain.mounts import VolumeMounts
@@ -68,6 +69,7 @@ class Node:
         extension = Extension(self.pools, self.catalogue)
         self.staging = Staging(self.mounts, self.catalogue, self.claims, extension)
         self.publishing = Publishing(self.mounts, self.staging, self.catalogue, self.claims)
+        self.health = Health(node_id, self.mounts, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
         amendment = Amendment(self.pools, self.catalogue)
         self.modification = Modification(self.pools, self.catalogue, self.claims, extension, amendment)
@@ -114,11 +116,13 @@ class Node:
         Raises: PoolRefused when none can be served.
         """
         self._startup.run()
+        self.health.start()
         self._ready.set()
 
     def stop(self) -> None:
         """Give the pools back; nothing may be in flight any more."""
         self._ready.clear()
+        self.health.stop()
         # A keeper that still clears something needs its descriptors; the process ends anyway.
         if self._startup.stop():
             self.pools.close()

@@ -22,6 +22,15 @@ def check_token(starting_token: str) -> None:
         raise InvalidToken(starting_token)
 
 
+def last_of(starting_token: str) -> str:
+    """The id that the page before ended with; empty for the first page.
+
+    Raises: InvalidToken.
+    """
+    check_token(starting_token)
+    return starting_token.removeprefix(_PREFIX)
+
+
 def token_after(object_id: str) -> str:
     """The token of the page that follows the object; it holds also when the object is deleted meanwhile."""
     return f"{_PREFIX}{object_id}"

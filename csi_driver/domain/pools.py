@@ -25,7 +25,7 @@ from csi_driver.domain.contents import Contents
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.ledger import Ledger, Space, is_counted
 from csi_driver.errors import InsufficientCapacity, InvalidField, NotReady, OperationPending, PoolRefused
-from csi_driver.linux import btrfs, filesystem, lock, reflink
+from csi_driver.linux import btrfs, filesystem, lock, mountinfo, reflink
 from csi_driver.model import PoolName, Volume, VolumeType
 from csi_driver.store import backing, durable
 from csi_driver.store import pool as pool_store
@@ -190,6 +190,15 @@ class Pool:
         """
         if self.backing is not None:
             self.backing.tend()
+
+    @property
+    def has_log_tree(self) -> bool:
+        """Whether this is a btrfs that writes a log tree (it is mounted without `notreelog`)."""
+        if not btrfs.is_btrfs(self.store.root_fd):
+            return False
+        mount_id = mountinfo.observe(self.store.root_fd).mount_id
+        found = mountinfo.read_mounts(b"%d " % mount_id)
+        return any(one.mount_id == mount_id and "notreelog" not in one.super_options for one in found)
 
     @property
     def quota(self) -> QuotaKind:

@@ -289,6 +289,20 @@ def backing_paths() -> list[tuple[int, str]]:
     return found
 
 
+def shows_path(number: int, path: str) -> bool:
+    """Say whether loop device `number` is attached to a file that has, or had until it was deleted, this path.
+
+    Its last three components are compared: seen from another container it begins at that container's mount. Read from
+    sysfs, which opens no device.
+    """
+    try:
+        with open(f"/sys/block/loop{number}/loop/backing_file", "rb") as file:
+            shown = os.fsdecode(file.read()).rstrip("\n").removesuffix(" (deleted)")
+    except OSError:
+        return False
+    return shown.split("/")[-3:] == path.split("/")[-3:]
+
+
 def find(device: int, inode: int) -> list[LoopInfo]:
     """Return the loop devices whose backing file is (st_dev, st_ino)."""
     return [info for info in attached() if info.is_backed_by(device, inode)]

@@ -154,18 +154,20 @@ class Reply(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., response: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Inventory(_message.Message):
-    __slots__ = ("items", "removed", "pools", "complete", "alarms")
+    __slots__ = ("items", "removed", "pools", "complete", "alarms", "health")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[Item]
     removed: _containers.RepeatedScalarFieldContainer[str]
     pools: Pools
     complete: bool
     alarms: Alarms
-    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ..., pools: _Optional[_Union[Pools, _Mapping]] = ..., complete: _Optional[bool] = ..., alarms: _Optional[_Union[Alarms, _Mapping]] = ...) -> None: ...
+    health: _containers.RepeatedCompositeFieldContainer[_csi_pb2.VolumeHealth]
+    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ..., pools: _Optional[_Union[Pools, _Mapping]] = ..., complete: _Optional[bool] = ..., alarms: _Optional[_Union[Alarms, _Mapping]] = ..., health: _Optional[_Iterable[_Union[_csi_pb2.VolumeHealth, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("volume", "snapshot", "name")

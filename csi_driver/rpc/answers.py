@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from csi_driver.domain import pages
 from csi_driver.domain.capabilities import check_capability
+from csi_driver.domain.troubles import Severity, Trouble
 from csi_driver.errors import HostvolError, InvalidField, MissingField
 from csi_driver.model import Snapshot, SourceKind, Usage, Volume
 from csi_driver.pb import csi_pb2
@@ -84,6 +85,42 @@ def snapshot_page(snapshots: Iterable[csi_pb2.Snapshot], *, complete: bool) -> c
         response.entries.add().snapshot.CopyFrom(message)
     if response.entries and not complete:
         response.next_token = pages.token_after(response.entries[-1].snapshot.snapshot_id)
+    return response
+
+
+def volume_health(volume_id: str, found: Iterable[Trouble]) -> csi_pb2.VolumeHealth:
+    """The troubles of one volume, none for a healthy one."""
+    message = csi_pb2.VolumeHealth(volume_id=volume_id)
+    for one in found:
+        status = csi_pb2.VolumeHealthErrorType.Value(one.severity.value)
+        message.health_statuses.add(status=status, reason=one.reason, message=one.message)
+    return message
+
+
+def health_page(found: Mapping[str, Iterable[Trouble]], limit: int) -> csi_pb2.ControllerListVolumeHealthResponse:
+    """One page of at most `limit` volumes (0: no limit) and 3 MiB, in the order that they are given in."""
+    response = csi_pb2.ControllerListVolumeHealthResponse()
+    size = 0
+    for volume_id, its in found.items():
+        message = volume_health(volume_id, its)
+        size += message.ByteSize() + 8
+        if response.entries and (len(response.entries) == limit or size > _PAGE_BYTES):
+            response.next_token = pages.token_after(response.entries[-1].volume_id)
+            break
+        response.entries.append(message)
+    return response
+
+
+def storage_health(found: Iterable[Trouble]) -> csi_pb2.NodeGetStorageHealthResponse:
+    """The troubles of pools; those of one kind are one entry, as the spec wants it."""
+    response = csi_pb2.NodeGetStorageHealthResponse()
+    by_reason: dict[tuple[csi_pb2.StorageHealthErrorType, str], list[str]] = {}
+    for one in found:
+        is_down = one.severity is Severity.INACCESSIBLE
+        status = csi_pb2.STORAGE_UNREACHABLE if is_down else csi_pb2.STORAGE_DEGRADED
+        by_reason.setdefault((status, one.reason), []).append(one.message)
+    for (status, reason), messages in by_reason.items():
+        response.backend_health.add(status=status, reason=reason, message="; ".join(messages))
     return response
 
 

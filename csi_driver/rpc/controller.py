@@ -24,6 +24,8 @@ _CAPABILITIES = (
     _Type.GET_SNAPSHOT,
     _Type.CLONE_VOLUME,
     _Type.SINGLE_NODE_MULTI_WRITER,
+    _Type.GET_VOLUME_HEALTH,
+    _Type.LIST_VOLUME_HEALTH,
     _Type.MODIFY_VOLUME,
 )
 
@@ -92,6 +94,22 @@ class ControllerServicer(ControllerCapabilities):
         return csi_pb2.ControllerGetVolumeResponse(
             volume=self._volume(volume), status=csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
         )
+
+    def ControllerGetVolumeHealth(
+        self, request: csi_pb2.ControllerGetVolumeHealthRequest, call: Call
+    ) -> csi_pb2.ControllerGetVolumeHealthResponse:
+        volume_id = parsing.persistent_id(request.volume_id, self._node.catalogue.is_ephemeral)
+        found = self._node.health.of(volume_id)
+        return csi_pb2.ControllerGetVolumeHealthResponse(volume_health=answers.volume_health(volume_id, found))
+
+    def ControllerListVolumeHealth(
+        self, request: csi_pb2.ControllerListVolumeHealthRequest, call: Call
+    ) -> csi_pb2.ControllerListVolumeHealthResponse:
+        limit, after = parsing.max_entries(request.max_entries), pages.last_of(request.starting_token)
+        if not after:
+            self._node.health.refresh()
+        found = self._node.health.unhealthy()
+        return answers.health_page({one: found[one] for one in found if one > after}, limit)
 
     def ControllerExpandVolume(
         self, request: csi_pb2.ControllerExpandVolumeRequest, call: Call

@@ -13,6 +13,8 @@ _CAPABILITIES = (
     _Type.GET_VOLUME_STATS,
     _Type.EXPAND_VOLUME,
     _Type.SINGLE_NODE_MULTI_WRITER,
+    _Type.GET_VOLUME_HEALTH,
+    _Type.GET_STORAGE_HEALTH,
 )
 
 
@@ -70,6 +72,21 @@ class NodeServicer:
         path = parsing.path("volume_path", request.volume_path)
         usage = self._node.statistics.usage(self._node.ephemeral.id_of(volume_id), path, call.deadline)
         return answers.usage(usage)
+
+    def NodeGetVolumeHealth(
+        self, request: csi_pb2.NodeGetVolumeHealthRequest, call: Call
+    ) -> csi_pb2.NodeGetVolumeHealthResponse:
+        volume_id = parsing.volume_id(request.volume_id)
+        parsing.optional_path("volume_publish_path", request.volume_publish_path)
+        parsing.optional_path("staging_target_path", request.staging_target_path)
+        found = self._node.health.of(self._node.ephemeral.id_of(volume_id))
+        return csi_pb2.NodeGetVolumeHealthResponse(volume_health=answers.volume_health(volume_id, found))
+
+    def NodeGetStorageHealth(
+        self, request: csi_pb2.NodeGetStorageHealthRequest, call: Call
+    ) -> csi_pb2.NodeGetStorageHealthResponse:
+        self._node.health.refresh()
+        return answers.storage_health(trouble for _, trouble in self._node.health.pool_troubles())
 
     def NodeExpandVolume(
         self, request: csi_pb2.NodeExpandVolumeRequest, call: Call

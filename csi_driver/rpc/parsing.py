@@ -98,6 +98,13 @@ def path(field: str, value: str) -> str:
     return _require(field, value)
 
 
+def optional_path(field: str, value: str) -> str:
+    """A path that need not be given, and then is absolute."""
+    if value and not value.startswith("/"):
+        raise InvalidField(field, value, "an absolute path")
+    return value
+
+
 def capacity_range(request: csi_pb2.CapacityRange) -> CapacityRange:
     """The range that is asked, in bytes."""
     required, limit = request.required_bytes, request.limit_bytes

@@ -27,7 +27,14 @@ from csi_driver.rpc.node import NodeServicer
 from csi_driver.rpc.snapshot_metadata import SnapshotMetadataServicer
 
 _STATISTICS = frozenset(
-    {"NodeGetVolumeStats", "ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity"}
+    {
+        "NodeGetVolumeStats",
+        "NodeGetVolumeHealth",
+        "NodeGetStorageHealth",
+        "ControllerGetVolumeHealth",
+        "ControllerListVolumeHealth",
+        *("ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity"),
+    }
 )
 _INSTANT = frozenset({"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities"})
 _OPTIONS = (

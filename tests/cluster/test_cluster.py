@@ -309,7 +309,6 @@ def test_node_calls_are_not_forwarded(cluster: Cluster) -> None:
 def test_methods_that_nobody_has_are_unimplemented(cluster: Cluster) -> None:
     held = cluster.controller.call("CreateVolume", on("v", "node-a")).volume.volume_id
     assert code(cluster.controller, "ControllerPublishVolume", volume_id=held) is Code.UNIMPLEMENTED
-    assert code(cluster.controller, "ControllerListVolumeHealth") is Code.UNIMPLEMENTED
 
 
 def test_identity_answers_without_any_node(empty_cluster: Cluster) -> None:

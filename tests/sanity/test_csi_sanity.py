@@ -33,13 +33,6 @@ SKIPPED: dict[str, set[str]] = {
         "Controller Service volume lifecycle should be idempotent",
         "Controller Service volume lifecycle should work",
     },
-    "ControllerGetVolumeHealth not supported": {
-        "ControllerGetVolumeHealth should fail when no volume id is provided",
-        "ControllerGetVolumeHealth should return health for a valid volume",
-    },
-    "ControllerListVolumeHealth not supported": {
-        "ControllerListVolumeHealth should return appropriate response",
-    },
     "ControllerPublishVolume not supported": {
         "Controller Service ControllerPublishVolume should fail when no node id is provided",
         "Controller Service ControllerPublishVolume should fail when no volume capability is provided",
@@ -59,13 +52,6 @@ SKIPPED: dict[str, set[str]] = {
         "GroupController Service DeleteVolumeGroupSnapshot should succeed when an invalid volume id is used",
         "GroupController Service GetVolumeGroupSnapshot should fail when an invalid volume id is used",
         "GroupController Service GetVolumeGroupSnapshot should fail when no volume id is provided",
-    },
-    "NodeGetStorageHealth not supported": {
-        "Node Service NodeGetStorageHealth should return appropriate response",
-    },
-    "NodeGetVolumeHealth not supported": {
-        "Node Service NodeGetVolumeHealth should fail when no volume id is provided",
-        "Node Service NodeGetVolumeHealth should return health for a valid volume",
     },
 }
 # csi-sanity itself has switched this one off.

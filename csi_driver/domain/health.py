@@ -1,0 +1,290 @@
+"""What is wrong with this node's pools and volumes, observed; changes nothing.
+
+All volumes are looked at from time to time, at the price of one stat(2) each: no image is opened. A look runs in a
+thread of its own (see `looks`), since whatever is broken may also hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import wait
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from csi_driver.backends.attachments import IMAGE
+from csi_driver.backends.directory import DATA
+from csi_driver.domain import troubles
+from csi_driver.domain.catalogue import Catalogue
+from csi_driver.domain.claims import Claims
+from csi_driver.domain.ledger import Ledger
+from csi_driver.domain.looks import Looks
+from csi_driver.domain.mounts import VolumeMounts
+from csi_driver.domain.pools import Pool
+from csi_driver.domain.troubles import Severity, Trouble
+from csi_driver.errors import HostvolError, NotReady, RecordDamaged
+from csi_driver.linux import filesystem_state, loop, mountinfo
+from csi_driver.model import Volume, VolumeType, key_of, node_key
+
+_log = logging.getLogger("hostvol.health")
+_LOOK_SECONDS: Final = 30.0
+# So old may be what a list tells, so long does it wait for news.
+_FRESH_SECONDS: Final = 5.0
+_PATIENCE_SECONDS: Final = 2.0
+# Who has not answered then is said not to.
+_SILENT_SECONDS: Final = 10.0
+_SILENT_VOLUME_SECONDS: Final = 5.0
+# All filesystems of one look together.
+_SILENT_FILESYSTEM_SECONDS: Final = 3.0
+
+Troubles = tuple[Trouble, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one look at volumes shares: a mount of each loop device, and until when filesystems may take to answer."""
+
+    devices: Mapping[str, mountinfo.MountEntry]
+    ends: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHealth:
+    """What one look at a pool found: its own troubles, and those of its volumes, by id, which are theirs alone."""
+
+    troubles: Troubles = ()
+    volumes: Mapping[str, Troubles] = field(default_factory=dict)
+
+
+class Health:
+    """The troubles of one node."""
+
+    def __init__(self, node_id: str, mounts: VolumeMounts, catalogue: Catalogue, claims: Claims) -> None:
+        self._key = node_key(node_id)
+        self._mounts = mounts
+        self._pools = mounts.pools
+        self._catalogue = catalogue
+        self._claims = claims
+        self._pool_looks: Looks[PoolHealth] = Looks()
+        self._volume_looks: Looks[Troubles] = Looks()
+        self._filesystem_looks: Looks[filesystem_state.FilesystemState] = Looks()
+        self._found: dict[str, PoolHealth] = {}
+        self._looked_at = float("-inf")
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="health", daemon=True)
+
+    def start(self) -> None:
+        """Look from time to time, from now on."""
+        self._watcher.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def of(self, volume_id: str) -> Troubles:
+        """What is wrong with the volume now, those troubles of its pool included that it suffers from.
+
+        Also of one whose record is quarantined, or whose pool is not served. Answers within five seconds.
+
+        Raises: VolumeNotFound; NotReady when an id that is not this node's may be in a pool that is not served.
+        """
+        try:
+            volume = self._catalogue.get(volume_id)
+            pool = self._pools.of(volume)
+        except RecordDamaged as damage:
+            return (troubles.quarantined(volume_id, damage),)
+        except NotReady as cause:
+            if key_of(volume_id) != self._key:
+                raise
+            return (Trouble(Severity.INACCESSIBLE, "PoolUnavailable", str(cause)),)
+        found = self._volume_looks.take(("volume", volume_id), partial(self._now, pool, volume), _SILENT_VOLUME_SECONDS)
+        return (troubles.silent(volume),) if found is None else found
+
+    def unhealthy(self) -> dict[str, Troubles]:
+        """All volumes with a trouble, as the latest look found them, in the order of their ids; no ephemeral ones."""
+        found: dict[str, Troubles] = {
+            volume_id: (troubles.quarantined(volume_id, damage),)
+            for volume_id, damage in self._catalogue.quarantined().items()
+            if key_of(volume_id)
+        }
+        for volume in self._catalogue.all():
+            its = () if volume.is_ephemeral else self.latest(volume)
+            if its:
+                found[volume.volume_id] = its
+        return dict(sorted(found.items()))
+
+    def own_troubles(self) -> Iterator[tuple[Volume, Trouble]]:
+        """What the latest look found wrong with volumes, and not with their pools."""
+        for _, health in sorted(self._found.items()):
+            for volume_id, its in sorted(health.volumes.items()):
+                if self._catalogue.has(volume_id):
+                    yield from ((self._catalogue.get(volume_id), one) for one in its)
+
+    def pool_troubles(self) -> Iterator[tuple[str, Trouble]]:
+        """What is wrong with pools, by the name of each: as the latest look found it."""
+        for name, why in sorted(self._pools.refused.items()):
+            yield name, troubles.pool_unavailable(name, why)
+        for name, health in sorted(self._found.items()):
+            if name in self._pools.opened:
+                yield from ((name, one) for one in health.troubles)
+
+    def refresh(self) -> None:
+        """Look at everything, unless that was done a moment ago; returns after two seconds at the latest."""
+        if time.monotonic() - self._looked_at > _FRESH_SECONDS:
+            self._look(_PATIENCE_SECONDS, name_silent=False)
+
+    def latest(self, volume: Volume) -> Troubles:
+        """As the latest look found it."""
+        health = self._found.get(volume.pool, PoolHealth())
+        return (*_suffered(volume, health.troubles), *health.volumes.get(volume.volume_id, ()))
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            self._look(_SILENT_SECONDS, name_silent=True)
+            self._stopped.wait(_LOOK_SECONDS)
+
+    def _look(self, patience_seconds: float, *, name_silent: bool) -> None:
+        pools = self._pools.opened
+        looks = {
+            name: self._pool_looks.begin(("pool", name), partial(self._health, pool)) for name, pool in pools.items()
+        }
+        wait(looks.values(), patience_seconds)
+        for name, look in looks.items():
+            if not look.done():
+                if name_silent:
+                    silent = troubles.pool_silent(name, pools[name].store.directory)
+                    self._found[name] = PoolHealth((silent,))
+            elif look.exception() is not None:
+                _log.warning("pool %s cannot be looked at: %s", name, look.exception())
+            else:
+                self._found[name] = look.result()
+        self._looked_at = time.monotonic()
+
+    def _health(self, pool: Pool) -> PoolHealth:
+        view = _view()
+        found: dict[str, Troubles] = {}
+        for volume in self._catalogue.all():
+            its = self._own(pool, volume, view) if volume.pool == pool.name else ()
+            if its:
+                found[volume.volume_id] = its
+        return PoolHealth(tuple(_pool_troubles(pool)), found)
+
+    def _now(self, pool: Pool, volume: Volume) -> Troubles:
+        return (*_suffered(volume, _pool_troubles(pool)), *self._own(pool, volume, _view()))
+
+    def _own(self, pool: Pool, volume: Volume, view: _View) -> Troubles:
+        look = self._of_directory if volume.volume_type is VolumeType.DIRECTORY else self._of_image
+        found = tuple(look(pool, volume, view))
+        if found and (self._claims.holds(("volume", volume.volume_id)) or not self._catalogue.has(volume.volume_id)):
+            # It is being mounted, grown or taken away: nothing stands still that could be wrong.
+            return ()
+        return found
+
+    @staticmethod
+    def _of_directory(pool: Pool, volume: Volume, _: _View) -> Iterator[Trouble]:
+        path = f"{pool.store.path_of(volume.volume_id)}/{DATA}"
+        try:
+            if not stat.S_ISDIR(_stat(pool, volume, DATA).st_mode):
+                yield troubles.content_missing(volume, path)
+        except FileNotFoundError:
+            yield troubles.content_missing(volume, path)
+        except OSError as cause:
+            yield troubles.content_unreadable(volume, path, str(cause.strerror))
+
+    def _of_image(self, pool: Pool, volume: Volume, view: _View) -> Iterator[Trouble]:
+        path = pool.attachments.image_path(volume.volume_id)
+        held = pool.attachments.remembered(volume.volume_id)
+        is_attached = held is not None and loop.shows_path(held.number, path)
+        try:
+            image = _stat(pool, volume, IMAGE)
+        except FileNotFoundError:
+            yield troubles.image_deleted(volume, path) if is_attached else troubles.content_missing(volume, path)
+        except OSError as cause:
+            yield troubles.content_unreadable(volume, path, str(cause.strerror))
+        else:
+            if held is not None and is_attached and image.st_ino != held.inode:
+                yield troubles.image_deleted(volume, path)
+            elif image.st_size < volume.capacity_bytes:
+                yield troubles.image_short(volume, path)
+        if held is not None and is_attached:
+            yield from self._of_filesystem(volume, view.devices.get(loop.device_path(held.number)), view.ends)
+        elif self._mounts.state(volume.volume_id).publications:
+            yield troubles.device_gone(volume)
+
+    def _of_filesystem(self, volume: Volume, entry: mountinfo.MountEntry | None, ends: float) -> Iterator[Trouble]:
+        if entry is None:
+            return
+        look = partial(filesystem_state.state_of, entry)
+        state = self._filesystem_looks.take(volume.volume_id, look, max(0.0, ends - time.monotonic()))
+        if state is None:
+            yield troubles.silent(volume)
+            return
+        if state.is_shut_down:
+            yield troubles.filesystem_shut_down(volume)
+        elif state.is_read_only and not self._is_asked_read_only(volume):
+            yield troubles.filesystem_read_only(volume)
+        if state.error_counts:
+            yield troubles.filesystem_errors(volume)
+
+    def _is_asked_read_only(self, volume: Volume) -> bool:
+        asked = self._mounts.state(volume.volume_id).staging_capability
+        # Of a mount that nobody here remembers it is not known.
+        return asked is None or "ro" in asked.mount_flags
+
+
+def _suffered(volume: Volume, of_pool: Troubles | Iterator[Trouble]) -> Troubles:
+    """Those troubles of its pool that the volume has too."""
+    may_grow = volume.volume_type is VolumeType.DIRECTORY or not volume.is_thick
+    return tuple(one for one in of_pool if may_grow or not one.only_growing)
+
+
+def _pool_troubles(pool: Pool) -> Iterator[Trouble]:
+    named = (pool.name, pool.store.directory)
+    if not pool.store.has_identity():
+        yield troubles.pool_detached(*named)
+    problem = pool.backing.problem() if pool.backing is not None else ""
+    if problem:
+        yield troubles.backing_file_damaged(pool.name, problem)
+    state = _pool_state(pool)
+    if state.is_shut_down:
+        yield troubles.pool_shut_down(*named)
+        return
+    if state.is_read_only:
+        yield troubles.pool_read_only(*named)
+    if state.error_counts:
+        yield troubles.pool_errors(*named)
+    if _is_full(pool):
+        yield troubles.pool_full(*named)
+
+
+def _pool_state(pool: Pool) -> filesystem_state.FilesystemState:
+    try:
+        mount_id = mountinfo.observe(pool.store.root_fd).mount_id
+    except OSError as error:
+        if mountinfo.is_dead_mount(error):
+            return filesystem_state.FilesystemState(is_shut_down=True)
+        raise
+    entries = [entry for entry in mountinfo.read_mounts(b"%d " % mount_id) if entry.mount_id == mount_id]
+    # None when it was unmounted lazily.
+    return filesystem_state.state_of(entries[0]) if entries else filesystem_state.FilesystemState()
+
+
+def _is_full(pool: Pool) -> bool:
+    try:
+        space = pool.ledger.space()
+    except (OSError, HostvolError):
+        return False
+    return space.available_bytes < Ledger.reserve_bytes(space)
+
+
+def _view() -> _View:
+    found = mountinfo.read_mounts(b" /dev/loop")
+    return _View({entry.source: entry for entry in found}, time.monotonic() + _SILENT_FILESYSTEM_SECONDS)
+
+
+def _stat(pool: Pool, volume: Volume, entry: str) -> os.stat_result:
+    return os.stat(f"{volume.volume_id}/{entry}", dir_fd=pool.store.volumes_fd, follow_symlinks=False)

@@ -1,0 +1,95 @@
+"""What the kernel itself has found wrong with a mounted filesystem; it knows a line of mountinfo and no volume.
+
+Read from mountinfo and sysfs, which answer from memory, whatever the filesystem does; only XFS, which shows its
+shutdown nowhere there, is asked by one statx(2), which may hang with its disk.
+
+Source: Documentation/ABI/testing/sysfs-fs-ext4, fs/ext4/super.c (_ext4_show_options), fs/btrfs/sysfs.c
+(btrfs_devinfo_error_stats_show), fs/xfs/xfs_iops.c (xfs_vn_getattr).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from csi_driver.linux import mountinfo
+
+
+@dataclass(frozen=True, slots=True)
+class FilesystemState:
+    """One mounted filesystem. `error_counts`: the counters that are not zero, by name."""
+
+    is_shut_down: bool = False
+    is_read_only: bool = False
+    error_counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def state_of(entry: mountinfo.MountEntry) -> FilesystemState:
+    """The state of the filesystem behind a mount. `is_read_only`: its superblock is, whoever asked for it.
+
+    Raises:
+        OSError: XFS only: the mount point cannot be reached.
+    """
+    options = set(entry.super_options)
+    shut_down = "shutdown" in options or (entry.fs_type == "xfs" and _is_dead(entry.target))
+    return FilesystemState(shut_down, bool(options & {"ro", "emergency_ro"}), error_counts(entry.fs_type, entry.source))
+
+
+def error_counts(fs_type: str, source: str) -> dict[str, int]:
+    """The errors that the kernel has counted, by name; nothing where it counts none.
+
+    Of ext4 since the last e2fsck (in its superblock), of btrfs since the last reset of its device statistics.
+    """
+    name = os.path.basename(os.path.realpath(source))
+    if fs_type == "ext4":
+        count = _number(f"/sys/fs/ext4/{name}/errors_count")
+        return {"errors_count": count} if count else {}
+    return _btrfs_counts(name) if fs_type == "btrfs" else {}
+
+
+def _btrfs_counts(device_name: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for uuid in _names("/sys/fs/btrfs"):
+        if not os.path.exists(f"/sys/fs/btrfs/{uuid}/devices/{device_name}"):
+            continue
+        for device_id in _names(f"/sys/fs/btrfs/{uuid}/devinfo"):
+            for name, _, value in _words(f"/sys/fs/btrfs/{uuid}/devinfo/{device_id}/error_stats"):
+                counts[name] = counts.get(name, 0) + int(value)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _words(path: str) -> list[tuple[str, str, str]]:
+    lines = [line.partition(" ") for line in _text(path).splitlines()]
+    return [parts for parts in lines if parts[2].isdigit()]
+
+
+def _number(path: str) -> int:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        # Unmounted meanwhile, or a kernel that has no such file.
+        return ""
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _is_dead(target: str) -> bool:
+    try:
+        mountinfo.observe(target)
+    except OSError as error:
+        if mountinfo.is_dead_mount(error):
+            return True
+        raise
+    return False

@@ -1,0 +1,57 @@
+"""Looks that hang hold up nobody who asks.
+
+- A look that hangs gives no answer in time, and answers the next who asks once it is through.
+- However often is asked, one thread per key hangs.
+- What a look raises is raised, a time-out of its own too.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from csi_driver.domain.looks import Looks
+
+
+def test_a_look_that_hangs_holds_one_thread_and_nobody_who_asks() -> None:
+    looks: Looks[int] = Looks()
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def hang() -> int:
+        begun.append(1)
+        go_on.wait(60)
+        return 7
+
+    for _ in range(50):
+        assert looks.take("key", hang, 0.001) is None
+    assert len(begun) == 1
+    assert looks.take("another", lambda: 8, 60) == 8
+    go_on.set()
+    assert looks.take("key", hang, 60) == 7
+
+
+def test_too_many_that_hang_are_no_answer() -> None:
+    looks: Looks[int] = Looks()
+    go_on = threading.Event()
+
+    def hang() -> int:
+        go_on.wait(60)
+        return 7
+
+    futures = [looks.begin(number, hang) for number in range(300)]
+    go_on.set()
+    assert sum(future.exception(60) is None for future in futures[:200]) == 200
+    assert not futures[-1].done()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), TimeoutError("its own")])
+def test_what_a_look_raises_is_raised(error: Exception) -> None:
+    looks: Looks[int] = Looks()
+
+    def fail() -> int:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        looks.take("key", fail, 60)
