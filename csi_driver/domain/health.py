@@ -40,7 +40,9 @@ _PATIENCE_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 10.0
 _SILENT_VOLUME_SECONDS: Final = 5.0
 # All filesystems of one look together.
-_SILENT_FILESYSTEM_SECONDS: Final = 3.0
+_SILENT_FILESYSTEM_SECONDS: Final = 1.5
+# Nobody is said to be silent because another is.
+_LEAST_PATIENCE_SECONDS: Final = 0.1
 
 Troubles = tuple[Trouble, ...]
 
@@ -219,7 +221,8 @@ class Health:
         if entry is None:
             return
         look = partial(filesystem_state.state_of, entry)
-        state = self._filesystem_looks.take(volume.volume_id, look, max(0.0, ends - time.monotonic()))
+        patience = max(_LEAST_PATIENCE_SECONDS, ends - time.monotonic())
+        state = self._filesystem_looks.take(volume.volume_id, look, patience)
         if state is None:
             yield troubles.silent(volume)
             return
