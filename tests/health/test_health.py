@@ -256,4 +256,3 @@ def test_a_filesystem_that_does_not_answer_is_told_and_no_other(driver: Driver) 
         assert troubles(driver, hung.volume_id) == {"NotAnswering": GONE}
         wait_listed(driver, {hung.volume_id: {"NotAnswering"}})
         assert troubles(driver, fine.volume_id) == {}
-    wait_listed(driver, {})
