@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.errors import InvalidField, PoolNotGrowable
@@ -29,21 +32,26 @@ class PoolGrowth:
         if pool.backing is None:
             raise PoolNotGrowable(pool.name)
         more_bytes = size_bytes - pool.backing.size_bytes
-        below = self._below(pool)
-        if below is None or more_bytes <= 0:
+        with room_below(self._pools, pool.name, pool.backing.outer_device, more_bytes):
             pool.backing.grow(size_bytes)
-            return pool
-        # What volumes of a pool beside the file were promised is not the file's to take.
-        promise = f"backing file of pool {pool.name}"
-        below.ledger.admit_copy(promise, below.name, more_bytes, below.overcommit)
-        try:
-            pool.backing.grow(size_bytes)
-        finally:
-            below.ledger.copied(promise, 0)
         return pool
 
-    def _below(self, pool: Pool) -> Pool | None:
-        """A pool on the filesystem that the backing file is on."""
-        assert pool.backing is not None
-        outer = pool.backing.outer_device
-        return next((other for other in self._pools.opened.values() if other.store.device == outer), None)
+
+@contextmanager
+def room_below(pools: Pools, name: str, device: int, more_bytes: int) -> Iterator[None]:
+    """The backing file of pool `name`, on the filesystem `device`, may take so many bytes more meanwhile.
+
+    What the volumes of a pool beside the file were promised is not the file's to take.
+
+    Raises: InsufficientCapacity.
+    """
+    below = next((other for other in pools.opened.values() if other.store.device == device), None)
+    if below is None or more_bytes <= 0:
+        yield
+        return
+    promise = f"backing file of pool {name}"
+    below.ledger.admit_copy(promise, below.name, more_bytes, below.overcommit)
+    try:
+        yield
+    finally:
+        below.ledger.copied(promise, 0)

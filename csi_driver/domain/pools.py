@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from csi_driver.domain.backend import Backend
 from csi_driver.domain.contents import Contents
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.ledger import Ledger, Space, is_counted
-from csi_driver.errors import InsufficientCapacity, InvalidField, NotReady, OperationPending, PoolRefused
+from csi_driver.errors import InvalidField, NotReady, OperationPending, PoolRefused
 from csi_driver.linux import btrfs, filesystem, lock, mountinfo, reflink
 from csi_driver.model import PoolName, Volume, VolumeType
 from csi_driver.store import backing, durable
@@ -33,7 +32,6 @@ from csi_driver.store.backing import BackingRecord
 from csi_driver.store.pool import PoolDirectory, PoolIdentity
 from csi_driver.store.runtime import RuntimeDirectory
 
-_log = logging.getLogger("hostvol.pools")
 # Of 512 threads that serve mutating calls, and of 64 for statistics (rpc.server): what a pool that hangs may hold.
 _SLOTS = 96
 _QUESTIONS = 32
@@ -78,6 +76,19 @@ def initialise_backed_pool(directory: str, driver_name: str, size_bytes: int) ->
         return backing_init.ensure(dir_fd, directory, driver_name, size_bytes)
     finally:
         os.close(dir_fd)
+
+
+def backed_bytes(directory: str) -> int:
+    """The size of the backing file whose record lies in the directory; 0 where there is none.
+
+    Raises: PoolRefused when the record is damaged; OSError.
+    """
+    dir_fd = durable.open_directory(directory)
+    try:
+        record = backing.read(dir_fd, directory)
+    finally:
+        os.close(dir_fd)
+    return record.size_bytes if record is not None else 0
 
 
 def grow_unserved(directory: str, size_bytes: int) -> bool:
@@ -129,7 +140,7 @@ class Pool:
     def __init__(self, options: PoolOptions, driver_name: str, state_dir: str) -> None:
         """Open and lock the pool.
 
-        Raises: PoolRefused; OSError.
+        Raises: PoolRefused; InsufficientCapacity when its backing file has no room to grow; OSError.
         """
         self.name = options.name
         self.overcommit = options.overcommit
@@ -168,16 +179,8 @@ class Pool:
         if self.backing is None:
             return options.directory
         if options.backing_bytes > self.backing.size_bytes:
-            self._grow_to(options.backing_bytes)
+            self.backing.grow(options.backing_bytes)
         return self.backing.mounted()
-
-    def _grow_to(self, backing_bytes: int) -> None:
-        assert self.backing is not None
-        try:
-            self.backing.grow(backing_bytes)
-        except InsufficientCapacity as cause:
-            # As large as it is, it is better than none.
-            _log.error("%s", cause)
 
     def _close_backing(self) -> None:
         if self.backing is not None:

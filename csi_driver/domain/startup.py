@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
@@ -22,8 +22,9 @@ from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
-from csi_driver.domain.pools import Pool, PoolOptions, Pools, initialise_backed_pool, initialise_pool
-from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
+from csi_driver.domain.pool_growth import room_below
+from csi_driver.domain.pools import Pool, PoolOptions, Pools, backed_bytes, initialise_backed_pool, initialise_pool
+from csi_driver.errors import InsufficientCapacity, InvalidField, PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
 from csi_driver.model import QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType
@@ -94,7 +95,9 @@ class Startup:
             extension=extension,
             amendment=amendment,
         )
-        self._keepers = [_Keeper(one, loader, pools, indexes, self._stopped) for one in options]
+        # Who may make or enlarge a file last: what other pools promised beside it is known then.
+        ordered = sorted(options, key=lambda one: one.backing_bytes > 0)
+        self._keepers = [_Keeper(one, loader, pools, indexes, self._stopped) for one in ordered]
 
     def run(self) -> None:
         """Open every pool; those that cannot be opened are refused by name, tried again, and the others served.
@@ -209,9 +212,7 @@ class PoolLoader:
         Raises: PoolRefused, OSError; nothing is held then.
         """
         began = time.monotonic()
-        if options.init:
-            _initialise(options, self._driver_name)
-        pool = Pool(options, self._driver_name, self._state_dir)
+        pool = self._opened(options)
         try:
             pool.unmounted_growth.settle_all()
             volumes, snapshots = self._load(pool), self._load_snapshots(pool)
@@ -231,6 +232,28 @@ class PoolLoader:
         )
         _warn_of_missing_quota(pool, volumes)
         return pool
+
+    def _opened(self, options: PoolOptions) -> Pool:
+        if options.backing_bytes:
+            return self._backed(options)
+        if options.init:
+            initialise_pool(options.directory, self._driver_name)
+        return Pool(options, self._driver_name, self._state_dir)
+
+    def _backed(self, options: PoolOptions) -> Pool:
+        """A pool in a backing file, made or grown if need be; where it cannot grow it is served as it is."""
+        os.makedirs(options.directory, mode=0o700, exist_ok=True)
+        present = backed_bytes(options.directory)
+        device = os.stat(options.directory).st_dev
+        try:
+            with room_below(self._pools, options.name, device, options.backing_bytes - present):
+                initialise_backed_pool(options.directory, self._driver_name, options.backing_bytes)
+                return Pool(options, self._driver_name, self._state_dir)
+        except (InsufficientCapacity, InvalidField) as cause:
+            if not present:
+                raise PoolRefused(options.directory, str(cause)) from cause
+            _log.error("pool %s keeps its size: %s", options.name, cause)
+        return Pool(replace(options, backing_bytes=0), self._driver_name, self._state_dir)
 
     def _take_over(self, pool: Pool, volumes: list[Volume], snapshots: list[Snapshot]) -> None:
         for volume in volumes:
@@ -300,13 +323,6 @@ class PoolLoader:
             else:
                 # Deleted by a process that ended before it could say so here.
                 pool.runtime.save(volume_id, RuntimeState())
-
-
-def _initialise(options: PoolOptions, driver_name: str) -> None:
-    if options.backing_bytes:
-        initialise_backed_pool(options.directory, driver_name, options.backing_bytes)
-    else:
-        initialise_pool(options.directory, driver_name)
 
 
 def ensure_state_dir(path: str) -> None:

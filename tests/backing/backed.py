@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,16 @@ class Backed:
         """What the mounted filesystem says that it has, its log left out."""
         space = os.statvfs(self.mount_point)
         return space.f_blocks * space.f_frsize
+
+    def trim(self) -> None:
+        """fstrim; XFS does not wait for the last of the discards that it sends."""
+        run("fstrim", str(self.mount_point))
+        assert polled(self._is_still, 60)
+
+    def _is_still(self) -> bool:
+        before = self.image.stat().st_blocks
+        time.sleep(0.5)
+        return self.image.stat().st_blocks == before
 
     def check(self) -> None:
         """The filesystem in the file is sound, and every block of the file is there."""

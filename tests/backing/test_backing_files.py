@@ -15,13 +15,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from csi_driver.app import parse_pool
+from csi_driver.backends.backing_file import BackingFile
 from csi_driver.errors import InvalidField
+from csi_driver.pb import admin_pb2
 from tests.backing.backed import Backed
 from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, polled, run
 
@@ -232,7 +237,7 @@ def test_a_file_that_is_not_what_it_was_is_refused_and_other_pools_are_served(
 def test_blocks_that_were_taken_out_of_it_are_given_back(backed: Backed, make_driver: MakeDriver) -> None:
     backed.made()
     driver = served(backed, make_driver)
-    run("fstrim", str(backed.mount_point))
+    backed.trim()
     assert backed.image.stat().st_blocks * 512 < GIB // 2
     driver.restart()
     assert backed.image.stat().st_blocks * 512 >= GIB
@@ -308,7 +313,64 @@ def test_a_driver_makes_it_where_it_is_told_and_lets_it_grow(backed: Backed, mak
         driver.start()
         assert pool_of(driver)["backing_bytes"] == size
         driver.stop()
-    assert "bytes asked" in driver.log()
+    assert "keeps its size" in driver.log()
+
+
+def test_a_driver_makes_none_that_takes_what_another_pool_promised(backed: Backed, make_driver: MakeDriver) -> None:
+    beside = PoolPlace(backed.directory.parent / "beside")
+    first = make_driver(beside)
+    Workload(first, "promised", size_bytes=3500 * MIB).create()
+    first.stop()
+    for setting, told in (("600Mi", "can be granted"), ("100Mi", "at least 314572800")):
+        driver = make_driver(
+            backed.place,
+            beside,
+            init_pools=False,
+            names=["backed", "default"],
+            options=[f",init=true,backing-file={setting}", ""],
+        )
+        assert told in str(pool_of(driver, "backed")["message"])
+        assert backed.names() == set()
+        driver.stop()
+
+
+def test_many_calls_to_grow_are_one_and_leave_nothing_open(backed: Backed, make_driver: MakeDriver) -> None:
+    backed.made()
+    driver = served(backed, make_driver)
+    grow = driver.caller.admin_stub("GrowPool")
+
+    def code_of(size_bytes: int) -> Code:
+        try:
+            grow(admin_pb2.GrowPoolRequest(name="default", size_bytes=size_bytes), timeout=60)
+        except grpc.RpcError as error:
+            return Code[error.code().name]
+        return Code.OK
+
+    assert code_of(GIB) is Code.OK
+    before = len(os.listdir(f"/proc/{driver.pid}/fd"))
+    with ThreadPoolExecutor(16) as threads:
+        codes = Counter(threads.map(code_of, [GIB + 256 * MIB, GIB + 512 * MIB] * 32))
+    assert set(codes) <= {Code.OK, Code.ABORTED, Code.INVALID_ARGUMENT}
+    assert code_of(GIB + 512 * MIB) is Code.OK
+    assert pool_of(driver)["backing_bytes"] == GIB + 512 * MIB
+    assert polled(lambda: len(os.listdir(f"/proc/{driver.pid}/fd")) <= before)
+    assert len(backed.loops()) == 1
+
+
+def test_what_is_wrong_with_the_file_of_a_mounted_pool_is_told(backed: Backed) -> None:
+    backed.made()
+    held = BackingFile.open(str(backed.directory))
+    assert held is not None
+    held.mounted()
+    assert held.problem() == ""
+    backed.trim()
+    assert "blocks are missing" in held.problem()
+    held.tend()
+    assert held.problem() == ""
+    backed.image.rename(backed.directory / "aside")
+    assert "cannot be opened" in held.problem()
+    (backed.directory / "aside").rename(backed.image)
+    held.close()
 
 
 @pytest.mark.parametrize(
