@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi_driver import __version__, logs, quantities
+from csi_driver import __version__, durations, logs, quantities
 from csi_driver.app_controller import controller
 from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
 from csi_driver.cli.client import DriverClient
 from csi_driver.cli.pools import pool
 from csi_driver.cli.snapshots import snapshot
+from csi_driver.cli.trash import trash
 from csi_driver.cli.volumes import volume
 from csi_driver.domain import inspection
 from csi_driver.domain.node import Node
@@ -51,7 +52,11 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Kubernetes accepts as the value of a node's topology label.
 _NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_OVERCOMMIT = 1000.0
-_POOL_FORM = "NAME=DIR[,overcommit=N][,init=true[,backing-file=SIZE]][,ephemeral=SIZE]"
+_POOL_FORM = (
+    "NAME=DIR[,overcommit=N][,init=true[,backing-file=SIZE]][,ephemeral=SIZE][,retention=MAX][,trash=SIZE|PERCENT]"
+)
+_SETTINGS = ("overcommit", "init", "backing-file", "ephemeral", "retention", "trash")
+_PERCENT = re.compile(r"([1-9][0-9]?|100)%")
 _LISTEN_SECONDS = 1.0
 _FORWARDED_SERVICES = (
     "csi.v1.Controller",
@@ -80,7 +85,7 @@ class NodeConfig:
 
 
 def parse_pool(text: str) -> PoolOptions:
-    """`NAME=DIR[,overcommit=N][,init=true[,backing-file=SIZE]][,ephemeral=SIZE]`.
+    """A pool as `_POOL_FORM` says.
 
     Raises: InvalidField.
     """
@@ -91,8 +96,8 @@ def parse_pool(text: str) -> PoolOptions:
     if not directory.startswith("/"):
         raise InvalidField("pool", text, "an absolute directory")
     given = dict(setting.partition("=")[::2] for setting in settings)
-    for key in given.keys() - {"overcommit", "init", "ephemeral", "backing-file"}:
-        raise InvalidField("pool", key, "the settings overcommit=N, init=true, backing-file=SIZE and ephemeral=SIZE")
+    for key in given.keys() - set(_SETTINGS):
+        raise InvalidField("pool", key, f"the settings {', '.join(_SETTINGS)}")
     init = given.get("init", "false")
     if init not in ("true", "false"):
         raise InvalidField("pool", f"init={init}", "init=true or init=false")
@@ -103,6 +108,8 @@ def parse_pool(text: str) -> PoolOptions:
         init == "true",
         _ephemeral_bytes(given["ephemeral"]) if "ephemeral" in given else 0,
         _backing_bytes(given),
+        _retention_seconds(given["retention"]) if "retention" in given else None,
+        **(_trash(given["trash"]) if "trash" in given else {}),
     )
 
 
@@ -142,6 +149,23 @@ def _rate(value: str) -> int:
         return quantities.parse_bytes(value)
     except ValueError as cause:
         raise InvalidField("transfer-rate", value, f"{cause}, a second; 0: no limit") from cause
+
+
+def _retention_seconds(value: str) -> int:
+    try:
+        return durations.parse_seconds(value)
+    except ValueError as cause:
+        raise InvalidField("pool", f"retention={value}", str(cause)) from cause
+
+
+def _trash(value: str) -> dict[str, Any]:
+    percent = _PERCENT.fullmatch(value)
+    if percent is not None:
+        return {"trash_share": int(percent[1]) / 100}
+    try:
+        return {"trash_bytes": quantities.parse_bytes(value)}
+    except ValueError as cause:
+        raise InvalidField("pool", f"trash={value}", f"{cause}, or 1% to 100% of its filesystem") from cause
 
 
 def node_config(asked: dict[str, Any]) -> NodeConfig:
@@ -401,6 +425,7 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
       hostvol node --endpoint unix:///csi/csi.sock --node-id worker-1 --pool default=/mnt/disk/hostvol --init-pools
       hostvol node --pool fast=/nvme/hostvol --pool slow=/hdd/hostvol,overcommit=2 --http-address 127.0.0.1:9808
       hostvol node --pool default=/mnt/disk/hostvol,ephemeral=20Gi
+      hostvol node --pool default=/mnt/disk/hostvol,retention=30d,trash=20%
     """
     logs.configure(log_format, log_level)
     stop = threading.Event()
@@ -413,6 +438,7 @@ cli.add_command(controller)
 cli.add_command(orphans)
 cli.add_command(pool)
 cli.add_command(snapshot)
+cli.add_command(trash)
 cli.add_command(volume)
 
 

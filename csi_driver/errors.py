@@ -194,20 +194,28 @@ class CapacityOutOfRange(HostvolError):
     """No size satisfies both the request and the kind of volume."""
 
 
-class InsufficientCapacity(HostvolError):
+class NoRoom(HostvolError):
+    """A pool cannot promise what is asked of it; `shortfall_bytes` is what it lacks."""
+
+    shortfall_bytes: int = 0
+
+
+class InsufficientCapacity(NoRoom):
     """The pool cannot promise so many bytes."""
 
     def __init__(self, pool: str, asked_bytes: int, grantable_bytes: int) -> None:
+        self.shortfall_bytes = max(1, asked_bytes - grantable_bytes)
         super().__init__(
             f"pool {pool}: {asked_bytes} bytes asked, {max(0, grantable_bytes)} can be granted; "
             "delete volumes, enlarge the pool's filesystem or choose another pool"
         )
 
 
-class InsufficientForCut(HostvolError):
+class InsufficientForCut(NoRoom):
     """The pool cannot promise that a volume whose blocks a snapshot or clone shares can be written over."""
 
     def __init__(self, volume_id: str, pool: str, more_bytes: int, grantable_bytes: int) -> None:
+        self.shortfall_bytes = max(1, more_bytes - grantable_bytes)
         super().__init__(
             f"volume {volume_id}: once its blocks are shared, writing over them may take {more_bytes} bytes more, and "
             f"pool {pool} can promise {max(0, grantable_bytes)}; delete volumes or snapshots, or enlarge the pool's "
@@ -215,10 +223,11 @@ class InsufficientForCut(HostvolError):
         )
 
 
-class NoRoomToGrow(HostvolError):
+class NoRoomToGrow(NoRoom):
     """The pool cannot promise what a volume wants to grow by."""
 
     def __init__(self, volume_id: str, pool: str, from_bytes: int, to_bytes: int, grantable_bytes: int) -> None:
+        self.shortfall_bytes = max(1, to_bytes - from_bytes - grantable_bytes)
         super().__init__(
             f"volume {volume_id}: to grow from {from_bytes} to {to_bytes} bytes it needs {to_bytes - from_bytes} more, "
             f"and pool {pool} can grant {max(0, grantable_bytes)}; delete volumes, enlarge the pool's filesystem or "
@@ -238,6 +247,27 @@ class ModificationRefused(HostvolError):
 
     def __init__(self, volume_id: str, key: str, reason: str) -> None:
         super().__init__(f"volume {volume_id}: mutable_parameters.{key} cannot be changed now: {reason}")
+
+
+class NotInTrash(HostvolError):
+    """No entry of the trash is called so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"trash entry {name[:200]!r}: not in the trash of any pool; see `hostvol trash list`")
+
+
+class StillLive(HostvolError):
+    """What is to come back from the trash is there, or another object has taken its name."""
+
+    def __init__(self, entry: str, reason: str) -> None:
+        super().__init__(f"trash entry {entry} cannot come back: {reason}")
+
+
+class RollbackRefused(HostvolError):
+    """A snapshot cannot take the place of a volume's content."""
+
+    def __init__(self, volume_id: str, reason: str) -> None:
+        super().__init__(f"volume {volume_id} cannot be rolled back: {reason}")
 
 
 class EphemeralForbidden(HostvolError):

@@ -24,6 +24,8 @@ class PoolFigures:
     cut_extents: int
     cut_seconds: float
     quarantined: int
+    trash_entries: int
+    trash_bytes: int
     promised_bytes: int
     available_bytes: int
     grantable_bytes: int
@@ -51,6 +53,11 @@ _POOL_GAUGES: dict[str, tuple[str, Callable[[PoolFigures], float]]] = {
     "hostvol_quarantined_records": (
         "Objects whose record is damaged: kept, not served.",
         lambda pool: pool.quarantined,
+    ),
+    "hostvol_trash_entries": ("Deleted objects that are kept in the trash.", lambda pool: pool.trash_entries),
+    "hostvol_trash_bytes": (
+        "What the end of all that is in the trash would give back, as far as it was measured.",
+        lambda pool: pool.trash_bytes,
     ),
     "hostvol_pool_promised_bytes": (
         "What the volumes on the pool's filesystem may still allocate.",

@@ -52,6 +52,13 @@ class QuotaPolicy(enum.StrEnum):
     NONE = "none"
 
 
+class RetentionPolicy(enum.StrEnum):
+    """Whether a deleted object must stay in the trash to its end, or gives way to whoever needs its space."""
+
+    KEEP = "keep"
+    YIELD = "yield"
+
+
 class AccessMode(enum.StrEnum):
     """CSI VolumeCapability.AccessMode.Mode, the ones that a volume of one node can have."""
 
@@ -90,7 +97,10 @@ class CapacityRange:
 
 @dataclass(frozen=True, slots=True)
 class VolumeParameters:
-    """What a StorageClass decides about a volume; defaults are the contract's."""
+    """What a StorageClass decides about a volume; defaults are the contract's.
+
+    `retention_seconds`: how long the volume stays in the trash once it is deleted; 0: it is deleted at once.
+    """
 
     volume_type: VolumeType = VolumeType.IMAGE
     pool: PoolName = PoolName("default")
@@ -98,6 +108,8 @@ class VolumeParameters:
     mkfs_options: str = ""
     quota: QuotaPolicy = QuotaPolicy.REQUIRED
     block_size: int = BLOCK_BYTES
+    retention_seconds: int = 0
+    retention_policy: RetentionPolicy = RetentionPolicy.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +169,8 @@ class Volume:
     `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
     `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet;
     `becoming` likewise the parameters that a modification intends. `created_as` are those of its creation, which its
-    name stands for, where a modification has changed them since. `pod` as in its VolumeSpec.
+    name stands for, where a modification has changed them since. `pod` as in its VolumeSpec. `rollback` is empty, or
+    what tells the content that a rollback gave it from the one before.
     """
 
     volume_id: VolumeId
@@ -175,6 +188,7 @@ class Volume:
     pod: str | None = None
     becoming: VolumeParameters | None = None
     created_as: VolumeParameters | None = None
+    rollback: str = ""
 
     @property
     def object_id(self) -> str:
@@ -223,10 +237,12 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSpec:
-    """A snapshot as it is asked for."""
+    """A snapshot as it is asked for; a retention of None is that of its volume."""
 
     name: str
     source_volume_id: str
+    retention_seconds: int | None = None
+    retention_policy: RetentionPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,12 +57,17 @@ class UnmountedGrowth:
         try:
             image_fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._pool.volumes_fd)
         except FileNotFoundError:
-            durable.unlink_if_there(self._pool.tmp_fd, name)
+            if not self._is_in_trash(name.removesuffix(REDO_SUFFIX)):
+                durable.unlink_if_there(self._pool.tmp_fd, name)
             return
         try:
             redo.carry_out(self._pool.tmp_fd, name, image_fd)
         finally:
             os.close(image_fd)
+
+    def _is_in_trash(self, volume_id: str) -> bool:
+        """Whether the volume may come back, and want what its log says."""
+        return any(name.startswith(f"{volume_id}@") for name in self._pool.trash_names())
 
     def ensure_grown(self, volume: Volume, image_fd: int) -> None:
         """The ext4 takes its whole image, unless the kernel can do that better once it is mounted. Idempotent.

@@ -213,6 +213,29 @@ def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoin
 
 @volume.command()
 @click.argument("name_or_id", metavar="VOLUME")
+@click.argument("snapshot", metavar="SNAPSHOT")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.endpoint
+@click.pass_obj
+def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoint: str) -> None:
+    """Put SNAPSHOT (its id or name) in the place of what its VOLUME (id or name) holds. It must not be mounted.
+
+    What VOLUME held goes to the trash and stays there; `hostvol trash restore` lets the two change places again.
+
+    \b
+    Example:
+      hostvol volume rollback data before-upgrade
+    """
+    with closing(connect(endpoint)) as client:
+        found, cut = find_volume(client, name_or_id), find_snapshot(client, snapshot)
+        if not yes:
+            click.confirm(f"Put {cut['name']} in the place of what {found['volume_id']} holds?", abort=True)
+        entry = watched("copying", lambda: client.rollback_volume(found["volume_id"], cut["snapshot_id"]), lambda: 0.0)
+    click.echo(f"{found['volume_id']} holds what {cut['snapshot_id']} holds; to undo it: hostvol trash restore {entry}")
+
+
+@volume.command()
+@click.argument("name_or_id", metavar="VOLUME")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.endpoint
 @click.pass_obj

@@ -149,7 +149,7 @@ class Holdings:
     def _measured(self) -> Iterator[peer_pb2.Pool]:
         for name, pool in sorted(self._node.pools.opened.items()):
             try:
-                available = pool.ledger.grantable_bytes(pool.overcommit)
+                available = pool.grantable_bytes()
             except (OSError, HostvolError) as cause:
                 _log.warning("pool %s cannot be measured: %s", name, cause)
                 available = 0

@@ -72,7 +72,7 @@ def _nearly_full(node: Node) -> Iterator[Alarm]:
 
 def _is_nearly_full(pool: Pool) -> bool:
     try:
-        return pool.ledger.grantable_bytes(pool.overcommit) < pool.ledger.space().total_bytes * _NEARLY_FULL
+        return pool.grantable_bytes() < pool.ledger.space().total_bytes * _NEARLY_FULL
     except (OSError, HostvolError):
         # The pool's keeper says so, in words of its own.
         return False
@@ -84,7 +84,7 @@ def _retired(node: Node) -> Iterator[Alarm]:
             yield Alarm(
                 "VolumeRetired",
                 f"pool {name}: {pool.store.directory}/trash/{kept} holds a volume whose name another node's volume "
-                "bears: remove it when nobody misses its data",
+                f"bears: when nobody misses its data, say on the node: hostvol trash purge {kept}",
             )
 
 

@@ -39,6 +39,9 @@ def ask(pools: Pools, access_type: AccessType, fs_type: str, values: VolumeParam
 
 
 def _grantable(pool: Pool, values: VolumeParameters) -> int:
+    if pool.allowed_retention(values.retention_seconds) < values.retention_seconds:
+        # Refused, whatever its size.
+        return 0
     if values.volume_type is VolumeType.DIRECTORY and values.quota is QuotaPolicy.NONE:
         # Nothing is promised to such a volume; what it could fill now is the honest answer.
         space = pool.ledger.space()
@@ -46,4 +49,4 @@ def _grantable(pool: Pool, values: VolumeParameters) -> int:
     if values.volume_type is VolumeType.DIRECTORY and pool.quota is QuotaKind.NONE:
         # Refused, whatever its size: the filesystem enforces none.
         return 0
-    return pool.ledger.grantable_bytes(pool.overcommit, thick=values.provisioning is Provisioning.THICK)
+    return pool.grantable_bytes(thick=values.provisioning is Provisioning.THICK)

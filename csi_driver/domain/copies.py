@@ -216,11 +216,7 @@ class _Job:
 
     def _admit(self) -> None:
         asked = (self.snapshot.snapshot_id, self._pool.name, self.progress.total_bytes, self._pool.overcommit)
-        try:
-            self._pool.ledger.admit_copy(*asked)
-        except InsufficientCapacity:
-            self._pool.settle_space()
-            self._pool.ledger.admit_copy(*asked)
+        self._pool.promise(lambda: self._pool.ledger.admit_copy(*asked))
 
     def _commit(self) -> None:
         store = self._pool.store

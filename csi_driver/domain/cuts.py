@@ -14,7 +14,7 @@ from typing import Final
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.contents import Contents
 from csi_driver.domain.pools import Pool
-from csi_driver.errors import InsufficientForCut, SourceBusy, VolumeBusy
+from csi_driver.errors import SourceBusy, VolumeBusy
 from csi_driver.linux import mountinfo, sync
 from csi_driver.model import Volume, VolumeType
 
@@ -41,11 +41,7 @@ def admit(pool: Pool, volume: Volume) -> None:
 
     Raises: InsufficientForCut.
     """
-    try:
-        pool.ledger.admit_cut(volume, pool.overcommit)
-    except InsufficientForCut:
-        pool.settle_space()
-        pool.ledger.admit_cut(volume, pool.overcommit)
+    pool.promise(lambda: pool.ledger.admit_cut(volume, pool.overcommit))
 
 
 def share(pool: Pool, volume: Volume, content_fd: int, object_fd: int) -> float:

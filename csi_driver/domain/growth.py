@@ -105,11 +105,7 @@ class Growth:
 
     @staticmethod
     def _admit(pool: Pool, volume: Volume, to_bytes: int) -> None:
-        try:
-            pool.ledger.admit_growth(volume, to_bytes, pool.overcommit)
-        except NoRoomToGrow:
-            pool.settle_space()
-            pool.ledger.admit_growth(volume, to_bytes, pool.overcommit)
+        pool.promise(lambda: pool.ledger.admit_growth(volume, to_bytes, pool.overcommit))
 
     def _expand_on_node(
         self, volume: Volume, path: str, asked: CapacityRange, capability: VolumeCapability | None

@@ -127,6 +127,7 @@ def _pools(node: Node) -> list[Pool]:
 
 
 def _pool_figures(node: Node, pool: Pool) -> PoolFigures:
+    trash_count, trash_bytes = node.trash.figures(pool)
     return PoolFigures(
         pool=pool.name,
         volumes=volume_counts(node).get(pool.name, 0),
@@ -134,9 +135,11 @@ def _pool_figures(node: Node, pool: Pool) -> PoolFigures:
         cut_extents=pool.last_cut.extents,
         cut_seconds=pool.last_cut.seconds,
         quarantined=quarantined_count(node, pool),
+        trash_entries=trash_count,
+        trash_bytes=trash_bytes,
         promised_bytes=pool.ledger.promised_bytes,
         available_bytes=pool.ledger.space().available_bytes,
-        grantable_bytes=pool.ledger.grantable_bytes(pool.overcommit),
+        grantable_bytes=pool.grantable_bytes(),
     )
 
 

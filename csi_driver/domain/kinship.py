@@ -24,7 +24,7 @@ class Relative(Protocol):
 
 
 class Kinship:
-    """The living members of each family."""
+    """The members of each family, those in the trash included."""
 
     def __init__(self, volumes: Catalogue, snapshots: SnapshotCatalogue) -> None:
         self._lock = threading.Lock()
@@ -34,8 +34,12 @@ class Kinship:
         snapshots.watch(self._changed)
 
     def is_alone(self, relative: Relative) -> bool:
-        """Whether no other living object can share blocks with this one."""
+        """Whether no other object can share blocks with this one."""
         return self._members[relative.family] <= 1
+
+    def note(self, key: str, relative: Relative | None) -> None:
+        """What bears `key` in the trash holds its blocks still; None: it is gone from there."""
+        self._changed(key, relative)
 
     def _changed(self, object_id: str, relative: Relative | None) -> None:
         with self._lock:

@@ -97,15 +97,18 @@ class Ledger:
         """The sum of all growth."""
         return self._growth_bytes
 
-    def grantable_bytes(self, overcommit: float, *, thick: bool = False) -> int:
-        """The largest volume that would be granted now, a multiple of 4096; never more than that."""
+    def grantable_bytes(self, overcommit: float, *, thick: bool = False, yieldable_bytes: int = 0) -> int:
+        """The largest volume that would be granted now, a multiple of 4096; never more than that.
+
+        `yieldable_bytes`: what is used now and would be given back for it.
+        """
         usable = self._usable_bytes()
         # More room than was measured: discarded by a volume, or freed by a stranger. Only a measurement tells.
         is_due = usable + self._own_bytes > self._room_bytes or (math.isinf(self._room_bytes) and self._own_bytes)
         if usable < self._worst_bytes or is_due:
             self.measure()
         with self._lock:
-            return max(0, self._grantable(overcommit, thick) // BLOCK_BYTES * BLOCK_BYTES)
+            return max(0, (self._grantable(overcommit, thick) + yieldable_bytes) // BLOCK_BYTES * BLOCK_BYTES)
 
     def admit(self, volume: Volume, overcommit: float) -> None:
         """Promise `volume` its whole size while it is built.
@@ -207,6 +210,58 @@ class Ledger:
                 self._hold(object_id, remaining_bytes, remaining_bytes, 0)
             else:
                 self._drop(object_id)
+
+    def retire(self, volume: Volume, own_bytes: int) -> None:
+        """The volume lies in the trash: it grows no more, and what it owns stays used."""
+        with self._lock:
+            if volume.volume_id in self._held:
+                self._room_bytes -= own_bytes
+                self._drop(volume.volume_id)
+
+    def admit_return(self, volume: Volume, own_bytes: int, overcommit: float, leaving_bytes: int = 0) -> None:
+        """Promise a volume that comes back from the trash what it lacks of its size.
+
+        `leaving_bytes`: what the one owns whose place it takes, and which stays used.
+
+        Raises: InsufficientCapacity; nothing has changed then.
+        """
+        if not is_counted(volume):
+            return
+        lacking = 0
+        for since in (None, time.monotonic()):
+            if since is not None:
+                self.measure(since)
+            lacking = self._lacks_for_return(volume, own_bytes, overcommit, leaving_bytes)
+            if not lacking:
+                return
+        growth = growth_of(volume, own_bytes)
+        raise InsufficientCapacity(volume.pool, growth, growth - lacking)
+
+    def _lacks_for_return(self, volume: Volume, own_bytes: int, overcommit: float, leaving_bytes: int) -> int:
+        """Hold the volume if all promises can be kept then; else what is lacking."""
+        with self._lock:
+            before, room = self._held.get(volume.volume_id), self._room_bytes
+            self._room_bytes += own_bytes - leaving_bytes
+            self._hold(volume.volume_id, volume.promised_bytes, growth_of(volume, own_bytes), own_bytes)
+            left = self._grantable(overcommit, volume.is_thick)
+            if left >= 0:
+                return 0
+            self._room_bytes = room
+            self._drop(volume.volume_id)
+            if before is not None:
+                self._hold(volume.volume_id, before.size, before.growth, before.own)
+            return -left
+
+    def take_place(self, volume: Volume, stand_in: Volume, leaving_bytes: int) -> None:
+        """The promise that was made to `stand_in` is the volume's, whose content it is now.
+
+        `leaving_bytes`: what the content before owns, which lies in the trash.
+        """
+        with self._lock:
+            self._drop(stand_in.volume_id)
+            if is_counted(volume):
+                self._room_bytes -= leaving_bytes
+                self._hold(volume.volume_id, volume.promised_bytes, volume.promised_bytes, 0)
 
     def is_overdrawn(self, overcommit: float) -> bool:
         """Whether more is promised than there is: a stranger wrote, or templates were made after the promise."""

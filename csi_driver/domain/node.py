@@ -23,12 +23,15 @@ from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import PoolGrowth
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
+from csi_driver.domain.rollback import Rollback
 from csi_driver.domain.snapshots import Snapshots
 from csi_driver.domain.sources import Sources
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.startup import Startup
 from csi_driver.domain.statistics import Statistics
 from csi_driver.domain.throttle import Throttle
+from csi_driver.domain.trash import Trash
+from csi_driver.domain.undelete import Undelete
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.model import topology_key
@@ -63,6 +66,8 @@ class Node:
         self.catalogue = Catalogue()
         self.snapshot_catalogue = SnapshotCatalogue()
         self.claims = Claims()
+        kinship = Kinship(self.catalogue, self.snapshot_catalogue)
+        self.trash = self.pools.trash = Trash(self.claims, kinship)
         self.copies = Copies(self.snapshot_catalogue, self.claims)
         self.mounts = VolumeMounts(self.pools)
         self.pool_growth = PoolGrowth(self.pools, self.claims)
@@ -84,7 +89,7 @@ class Node:
         sources = Sources(node_id, self.pools, **held)
         self.departures = Departures(sources, Throttle(transfer_rate))
         self.arrivals = Arrivals(node_id, Throttle(transfer_rate))
-        self.snapshots = Snapshots(node_id, self.pools, **held)
+        self.snapshots = Snapshots(node_id, self.pools, **held, trash=self.trash)
         self.volumes = Volumes(
             node_id,
             self.pools,
@@ -93,7 +98,11 @@ class Node:
             staging=self.staging,
             sources=sources,
             arrivals=self.arrivals,
+            trash=self.trash,
         )
+        known = (self.mounts, self.catalogue, self.snapshot_catalogue, self.claims, extension)
+        self.undelete = Undelete(*known, trash=self.trash)
+        self.rollback = Rollback(*known, trash=self.trash, sources=sources)
         self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)
         self._startup = Startup(
             pools,
@@ -102,8 +111,9 @@ class Node:
             pools=self.pools,
             catalogue=self.catalogue,
             snapshots=self.snapshot_catalogue,
-            kinship=Kinship(self.catalogue, self.snapshot_catalogue),
+            kinship=kinship,
             resume=self.snapshots.resume,
+            trash=self.trash,
             mounts=self.mounts,
             extension=extension,
             amendment=amendment,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from csi_driver.backends import backing_file
 from csi_driver.backends.attachments import Attachments
@@ -23,9 +25,10 @@ from csi_driver.domain.backend import Backend
 from csi_driver.domain.contents import Contents
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.ledger import Ledger, Space, is_counted
-from csi_driver.errors import InvalidField, NotReady, OperationPending, PoolRefused
+from csi_driver.durations import human_seconds
+from csi_driver.errors import InvalidField, NoRoom, NotReady, OperationPending, PoolRefused
 from csi_driver.linux import btrfs, filesystem, lock, mountinfo, reflink
-from csi_driver.model import PoolName, Volume, VolumeType
+from csi_driver.model import PoolName, Volume, VolumeParameters, VolumeType
 from csi_driver.store import backing, durable
 from csi_driver.store import pool as pool_store
 from csi_driver.store.backing import BackingRecord
@@ -35,6 +38,9 @@ from csi_driver.store.runtime import RuntimeDirectory
 # Of 512 threads that serve mutating calls, and of 64 for statistics (rpc.server): what a pool that hangs may hold.
 _SLOTS = 96
 _QUESTIONS = 32
+# How long space that was given back may take to count: btrfs and XFS free it in the background.
+_PATIENCE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.05
 
 
 def initialise_pool(directory: str, driver_name: str) -> PoolIdentity | BackingRecord:
@@ -116,6 +122,8 @@ class PoolOptions:
 
     `ephemeral_bytes`: what all inline ephemeral volumes in it may have together; 0: there may be none.
     `backing_bytes`: it is made in a backing file of that size, and a smaller one grows; 0: in the directory itself.
+    `retention_seconds`: the longest that anything stays in its trash; None: as long as its class says.
+    `trash_bytes`, or `trash_share` of its filesystem: what is kept there at most; None: whatever is deleted.
     """
 
     name: PoolName
@@ -124,6 +132,17 @@ class PoolOptions:
     init: bool = False
     ephemeral_bytes: int = 0
     backing_bytes: int = 0
+    retention_seconds: int | None = None
+    trash_bytes: int | None = None
+    trash_share: float | None = None
+
+
+class GivesWay(Protocol):
+    """What lies in the trash, as far as those who need space have to know it."""
+
+    def yieldable_bytes(self, pool: Pool) -> int: ...
+
+    def give_back(self, pool: Pool, wanted_bytes: int) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -145,6 +164,7 @@ class Pool:
         self.name = options.name
         self.overcommit = options.overcommit
         self.ephemeral_bytes = options.ephemeral_bytes
+        self._options = options
         self.backing = BackingFile.open(options.directory)
         try:
             self.store = _locked_store(self._directory_of(options), driver_name)
@@ -168,6 +188,7 @@ class Pool:
         # Given by Pools.add: pools on one filesystem share both.
         self.filesystem: PoolFilesystem
         self.ledger: Ledger
+        self.trash: GivesWay
 
     def close(self) -> None:
         """Give the lock back."""
@@ -270,6 +291,65 @@ class Pool:
         finally:
             places.release()
 
+    def promise(self, admit: Callable[[], None]) -> None:
+        """Have the ledger admit something; what it lacks is given back first: caches, then the trash that yields.
+
+        Raises: what `admit` raises.
+        """
+        try:
+            admit()
+            return
+        except NoRoom:
+            self.settle_space()
+        try:
+            admit()
+        except NoRoom as refusal:
+            if not self.trash.give_back(self, refusal.shortfall_bytes):
+                raise
+            self._admit_patiently(admit)
+
+    def _admit_patiently(self, admit: Callable[[], None]) -> None:
+        ends = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            self.settle_space()
+            try:
+                admit()
+                return
+            except NoRoom:
+                if time.monotonic() > ends:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+
+    def grantable_bytes(self, *, thick: bool = False) -> int:
+        """The largest volume that would be granted now, after whatever yields has gone."""
+        yieldable = self.trash.yieldable_bytes(self)
+        return self.ledger.grantable_bytes(self.overcommit, thick=thick, yieldable_bytes=yieldable)
+
+    def require_retention(self, parameters: VolumeParameters) -> None:
+        """Refuse what is to stay in the trash for longer than the pool's operator allows.
+
+        Raises: InvalidField.
+        """
+        asked = parameters.retention_seconds
+        if self.allowed_retention(asked) < asked:
+            most = human_seconds(self.allowed_retention(asked))
+            raise InvalidField(
+                "parameters.retention",
+                human_seconds(asked),
+                f"at most {most} in pool {self.name}, as its operator says",
+            )
+
+    def allowed_retention(self, asked_seconds: int) -> int:
+        """How long something that is to stay so long may stay in the pool's trash, in seconds."""
+        most = self._options.retention_seconds
+        return asked_seconds if most is None else min(asked_seconds, most)
+
+    def trash_ceiling_bytes(self) -> int | None:
+        """What the pool's trash may hold at most; None: no limit."""
+        if self._options.trash_share is not None:
+            return int(self.ledger.space().total_bytes * self._options.trash_share)
+        return self._options.trash_bytes
+
     def settle_space(self) -> None:
         """Make what was given back count: templates are a cache, and btrfs frees what was deleted when it commits."""
         self.images.drop_templates()
@@ -322,6 +402,16 @@ class PoolFilesystem:
     def volumes(self) -> list[Volume]:
         return [volume for volume in self.all_volumes() if volume.pool in self.pools and is_counted(volume)]
 
+    def own_bytes_if_known(self, volume: Volume) -> int | None:
+        """The same, None where it cannot be told from what relatives share, or not be measured."""
+        pool = self.pools[volume.pool]
+        if pool.counts_shared(volume) and not self.kinship.is_alone(volume):
+            return None
+        try:
+            return pool.backend(volume).own_bytes(volume)
+        except OSError:
+            return None
+
     def own_bytes(self, volume: Volume) -> int:
         pool = self.pools[volume.pool]
         if pool.counts_shared(volume) and not self.kinship.is_alone(volume):
@@ -332,8 +422,12 @@ class PoolFilesystem:
 
 @dataclass(slots=True)
 class Pools:
-    """All pools by name; those that could not be opened, with the reason."""
+    """All pools by name; those that could not be opened, with the reason.
 
+    `trash` is given before the first pool is added.
+    """
+
+    trash: GivesWay = field(init=False)
     opened: dict[str, Pool] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -378,6 +472,7 @@ class Pools:
             else:
                 pool.filesystem = PoolFilesystem({}, all_volumes, kinship)
                 pool.ledger = Ledger(pool.filesystem)
+            pool.trash = self.trash
             pool.filesystem.pools[pool.name] = pool
             self.opened = {**self.opened, pool.name: pool}
             self.refused.pop(pool.name, None)

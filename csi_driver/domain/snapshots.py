@@ -2,7 +2,8 @@
 
 Create: claim the name -> compare with what bears it -> read the volume's claim -> flush -> promise the space -> share
         its blocks under `tmp/` -> record -> rename into place. Where blocks cannot be shared: see `copies`.
-Delete: claim the id -> end its copy -> rename into the trash -> clear away. The source knows nothing of its snapshots.
+Delete: claim the id -> end its copy -> rename into the trash -> clear away, unless it is retained. The source knows
+        nothing of its snapshots.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
 from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.pools import Pool, Pools
+from csi_driver.domain.trash import Trash
+from csi_driver.durations import human_seconds
 from csi_driver.errors import (
     InsufficientCapacity,
     OperationPending,
@@ -33,7 +36,15 @@ from csi_driver.errors import (
     VolumeNotFound,
 )
 from csi_driver.faults import crash_point
-from csi_driver.model import Snapshot, SnapshotId, SnapshotSpec, Volume, node_key
+from csi_driver.model import (
+    Snapshot,
+    SnapshotId,
+    SnapshotSpec,
+    Volume,
+    VolumeParameters,
+    VolumeType,
+    node_key,
+)
 from csi_driver.store import records
 
 _log = logging.getLogger("hostvol.snapshots")
@@ -54,6 +65,7 @@ class Snapshots:
         snapshots: SnapshotCatalogue,
         claims: Claims,
         copies: Copies,
+        trash: Trash,
     ) -> None:
         self._node_id = node_id
         self._node_key = node_key(node_id)
@@ -62,6 +74,7 @@ class Snapshots:
         self._snapshots = snapshots
         self._claims = claims
         self._copies = copies
+        self._trash = trash
         self._disposal = Disposal()
 
     def create(self, spec: SnapshotSpec, deadline: float | None, *, is_accessible: bool = True) -> Snapshot:
@@ -81,7 +94,7 @@ class Snapshots:
             )
 
     def delete(self, snapshot_id: str, deadline: float | None) -> None:
-        """The snapshot and its data are gone when this returns. Idempotent: an unknown id is gone already.
+        """The snapshot is gone when this returns, and its data, unless it is retained. Idempotent.
 
         Raises: OperationPending while a volume is made from it; RemainsHeld; RecordDamaged.
         """
@@ -133,6 +146,8 @@ class Snapshots:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.of(volume)
         pool.require_present()
+        if spec.retention_seconds is not None:
+            pool.require_retention(self._parameters(spec, volume))
         if pool.contents(volume.volume_type).can_share:
             return self._cut(pool, spec)
         snapshot = self._planned(spec, volume, is_ready=False)
@@ -148,6 +163,12 @@ class Snapshots:
             ("source_volume_id", existing.source_volume_id, spec.source_volume_id),
             ("accessibility_requirements", "this node", "this node" if is_accessible else "others"),
         ]
+        if spec.retention_seconds is not None:
+            held_seconds = existing.parameters.retention_seconds
+            differences += [
+                ("parameters.retention", human_seconds(held_seconds), human_seconds(spec.retention_seconds)),
+                ("parameters.retentionPolicy", existing.parameters.retention_policy, str(spec.retention_policy)),
+            ]
         for field, held, asked in differences:
             if held != asked:
                 raise SnapshotConflict(existing.name, existing.snapshot_id, field, held, asked)
@@ -200,11 +221,19 @@ class Snapshots:
             size_bytes=volume.capacity_bytes,
             access_type=volume.access_type,
             fs_type=volume.fs_type,
-            parameters=volume.parameters,
+            parameters=self._parameters(spec, volume),
             created_at=time.time(),
             is_ready=is_ready,
             # What is copied shares no block with its source.
             lineage=volume.family if is_ready else snapshot_id,
+        )
+
+    @staticmethod
+    def _parameters(spec: SnapshotSpec, volume: Volume) -> VolumeParameters:
+        if spec.retention_seconds is None or spec.retention_policy is None:
+            return volume.parameters
+        return dataclasses.replace(
+            volume.parameters, retention_seconds=spec.retention_seconds, retention_policy=spec.retention_policy
         )
 
     def _source(self, spec: SnapshotSpec) -> Volume:
@@ -234,11 +263,25 @@ class Snapshots:
             return
         pool = self._pools.get(snapshot.pool)
         pool.require_present()
+        # One without content is of no use to anybody.
+        if snapshot.is_ready and snapshot.parameters.retention_seconds:
+            self._keep(pool, snapshot)
+            return
         self._disposal.take(snapshot_id, pool, pool.store.discard_snapshot(snapshot_id))
         self._snapshots.remove(snapshot)
         crash_point("snapshot.discarded")
         self._disposal.clear(snapshot_id)
         crash_point("snapshot.cleared")
+
+    def _keep(self, pool: Pool, snapshot: Snapshot) -> None:
+        trash_name = pool.store.discard_snapshot(snapshot.snapshot_id, "")
+        entry = self._trash.add(pool, trash_name, snapshot, None)
+        self._snapshots.remove(snapshot)
+        crash_point("snapshot.kept")
+        if snapshot.volume_type is VolumeType.IMAGE or pool.trash_ceiling_bytes() is not None:
+            # That of a directory may be a look at thousands of files, which the pool's keeper has time for.
+            self._trash.measured(entry)
+            self._trash.trim(pool)
 
 
 def _clear(pool: Pool, snapshot_id: str) -> None:

@@ -24,6 +24,7 @@ from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import room_below
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, backed_bytes, initialise_backed_pool, initialise_pool
+from csi_driver.domain.trash import Trash
 from csi_driver.errors import InsufficientCapacity, InvalidField, PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
@@ -53,6 +54,7 @@ class Indexes:
     snapshots: SnapshotCatalogue
     kinship: Kinship
     resume: Resume
+    trash: Trash
 
     def miss(self, pool: str, reason: str) -> None:
         """The pool is not served: what is not known may be in it."""
@@ -79,13 +81,14 @@ class Startup:
         snapshots: SnapshotCatalogue,
         kinship: Kinship,
         resume: Resume,
+        trash: Trash,
         mounts: VolumeMounts,
         extension: Extension,
         amendment: Amendment,
     ) -> None:
         self._pools = pools
         self._stopped = threading.Event()
-        indexes = Indexes(catalogue, snapshots, kinship, resume)
+        indexes = Indexes(catalogue, snapshots, kinship, resume, trash)
         loader = PoolLoader(
             driver_name,
             state_dir,
@@ -159,7 +162,7 @@ class _Keeper(threading.Thread):
         while True:
             leftovers = [left for left in leftovers if not _cleared(pool, *left)]
             leftovers += pool.take_uncleared()
-            _tend(pool)
+            _tend(pool, self._indexes.trash)
             if self._stopped.wait(_TEND_SECONDS):
                 return
 
@@ -258,6 +261,8 @@ class PoolLoader:
     def _take_over(self, pool: Pool, volumes: list[Volume], snapshots: list[Snapshot]) -> None:
         for volume in volumes:
             pool.ledger.settle(volume, 0)
+        # Their blocks may be their relatives': before anything is measured.
+        self._indexes.trash.load(pool)
         self._adopt_loops(pool)
         volumes = [self._settled(volume) for volume in volumes]
         # The volumes are found by requests only after everything that is known of them.
@@ -364,8 +369,9 @@ def _cleared(pool: Pool, room_fd: int, name: str) -> bool:
     return True
 
 
-def _tend(pool: Pool) -> None:
+def _tend(pool: Pool, trash: Trash) -> None:
     try:
+        trash.tend(pool)
         pool.ledger.measure()
         tend_quotas(pool.store)
     except OSError as cause:

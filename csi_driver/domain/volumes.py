@@ -2,8 +2,8 @@
 
 Create: claim the name -> compare with what bears it -> hold the source, if there is one -> promise the space -> build
         under `tmp/` -> rename into place.
-Delete: claim the id -> refuse while in use -> rename into the trash -> clear away. Every step can be the last one
-before a crash: an object exists whole or not at all, and a start clears what is left.
+Delete: claim the id -> refuse while in use -> rename into the trash -> clear away, unless it is retained.
+Every step can be the last one before a crash: an object exists whole or not at all, and a start clears what is left.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.sources import Origin, Sources, resolved
 from csi_driver.domain.staging import Staging
+from csi_driver.domain.trash import Trash, mark_of
+from csi_driver.durations import human_seconds
 from csi_driver.errors import (
     CapacityOutOfRange,
     InsufficientCapacity,
@@ -53,6 +55,7 @@ class Volumes:
         staging: Staging,
         sources: Sources,
         arrivals: Arrivals,
+        trash: Trash,
     ) -> None:
         self._node_id = node_id
         self._node_key = node_key(node_id)
@@ -62,6 +65,7 @@ class Volumes:
         self._staging = staging
         self._sources = sources
         self._arrivals = arrivals
+        self._trash = trash
         self._disposal = Disposal()
 
     def create(self, spec: VolumeSpec, deadline: float | None, *, is_accessible: bool = True) -> Volume:
@@ -82,7 +86,7 @@ class Volumes:
                 raise self._arrivals.told(spec.name, pending) from pending
 
     def delete(self, volume_id: str, deadline: float | None) -> None:
-        """The volume and its data are gone when this returns. Idempotent: an unknown id is gone already.
+        """The volume is gone when this returns, and its data, unless it is retained. Idempotent: an unknown id is gone.
 
         A volume that is only staged is unstaged first, since kubelet may never do it.
 
@@ -110,6 +114,7 @@ class Volumes:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.get(spec.parameters.pool)
         pool.require_present()
+        pool.require_retention(spec.parameters)
         if spec.source is None:
             return self._built(pool, self._planned(spec), None)
         if self._sources.is_elsewhere(spec.source):
@@ -165,11 +170,7 @@ class Volumes:
 
     @staticmethod
     def _admit(pool: Pool, volume: Volume) -> None:
-        try:
-            pool.ledger.admit(volume, pool.overcommit)
-        except InsufficientCapacity:
-            pool.settle_space()
-            pool.ledger.admit(volume, pool.overcommit)
+        pool.promise(lambda: pool.ledger.admit(volume, pool.overcommit))
 
     def _build(self, pool: Pool, volume: Volume, origin: Origin | Arrival | None) -> None:
         with ExitStack() as undo, ExitStack() as opened:
@@ -221,15 +222,26 @@ class Volumes:
         pool.require_present()
         self._staging.withdraw(volume)
         crash_point("delete.withdrawn")
-        trash_name = pool.store.discard(volume.volume_id, keep=keep)
-        if not keep:
-            self._disposal.take(volume.volume_id, pool, trash_name)
+        mark = mark_of(volume, retired=keep)
+        if mark is not None:
+            self._keep(pool, volume, mark)
+            return
+        self._disposal.take(volume.volume_id, pool, pool.store.discard(volume.volume_id))
         self._catalogue.remove(volume)
-        # What lies in the trash grows no more; what it still holds, the filesystem counts as used.
         pool.ledger.forget(volume)
         crash_point("delete.discarded")
         self._disposal.clear(volume.volume_id)
         crash_point("delete.cleared")
+
+    def _keep(self, pool: Pool, volume: Volume, mark: str) -> None:
+        own_bytes = pool.filesystem.own_bytes_if_known(volume)
+        trash_name = pool.store.discard(volume.volume_id, mark)
+        self._trash.add(pool, trash_name, volume, own_bytes)
+        self._catalogue.remove(volume)
+        # What lies in the trash grows no more; what it still holds, the filesystem counts as used.
+        pool.ledger.retire(volume, volume.promised_bytes if own_bytes is None else own_bytes)
+        crash_point("delete.kept")
+        self._trash.trim(pool)
 
 
 def _explained(cause: OSError, pool: Pool, volume: Volume) -> Exception:
@@ -264,6 +276,12 @@ def _check_same(volume: Volume, spec: VolumeSpec, is_accessible: bool) -> None:
         ("parameters.provisioning", held.provisioning, asked.provisioning),
         ("parameters.mkfsOptions", held.mkfs_options, asked.mkfs_options),
         ("parameters.quota", held.quota, asked.quota),
+        (
+            "parameters.retention",
+            human_seconds(held.retention_seconds),
+            human_seconds(asked.retention_seconds),
+        ),
+        ("parameters.retentionPolicy", held.retention_policy, asked.retention_policy),
         (
             "parameters.blockSize",
             held.block_size,

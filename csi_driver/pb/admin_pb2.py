@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63si_driver/pb/admin.proto\x12\x10hostvol.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10ListPoolsRequest\":\n\x11ListPoolsResponse\x12%\n\x05pools\x18\x01 \x03(\x0b\x32\x16.hostvol.admin.v1.Pool\"\x9e\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x0c\n\x04uuid\x18\x03 \x01(\t\x12\x12\n\nfilesystem\x18\x04 \x01(\t\x12\x0f\n\x07reflink\x18\x05 \x01(\x08\x12\x12\n\novercommit\x18\x06 \x01(\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x08 \x01(\x03\x12\x15\n\rreserve_bytes\x18\t \x01(\x03\x12\x16\n\x0epromised_bytes\x18\n \x01(\x03\x12\x17\n\x0fgrantable_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cvolume_count\x18\x0c \x01(\x03\x12\x19\n\x11quarantined_count\x18\r \x01(\x03\x12\r\n\x05state\x18\x0e \x01(\t\x12\x0f\n\x07message\x18\x0f \x01(\t\x12\r\n\x05quota\x18\x10 \x01(\t\x12\x14\n\x0cquota_remedy\x18\x11 \x01(\t\x12\x16\n\x0esnapshot_count\x18\x12 \x01(\x03\x12\x14\n\x0c\x62\x61\x63king_file\x18\x14 \x01(\t\x12\x15\n\rbacking_bytes\x18\x15 \x01(\x03\"3\n\x0fGrowPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"A\n\x12ListVolumesRequest\x12\x13\n\x0bmax_entries\x18\x01 \x01(\x05\x12\x16\n\x0estarting_token\x18\x02 \x01(\t\"Z\n\x13ListVolumesResponse\x12/\n\x07volumes\x18\x01 \x03(\x0b\x32\x1e.hostvol.admin.v1.VolumeDetail\x12\x12\n\nnext_token\x18\x02 \x01(\t\"3\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xdc\x02\n\x0cVolumeDetail\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x05 \x01(\t\x12\x12\n\nfilesystem\x18\x06 \x01(\t\x12\x14\n\x0cprovisioning\x18\x07 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x08 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\t \x01(\x03\x12+\n\x07\x63reated\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rstaging_paths\x18\x0b \x03(\t\x12\x14\n\x0ctarget_paths\x18\x0c \x03(\t\x12\r\n\x05state\x18\r \x01(\t\x12\x0f\n\x07message\x18\x0e \x01(\t\x12\x0e\n\x06source\x18\x0f \x01(\t\x12\r\n\x05quota\x18\x10 \x01(\t\x12\x0b\n\x03pod\x18\x11 \x01(\t\"C\n\x14ListSnapshotsRequest\x12\x13\n\x0bmax_entries\x18\x01 \x01(\x05\x12\x16\n\x0estarting_token\x18\x02 \x01(\t\"`\n\x15ListSnapshotsResponse\x12\x33\n\tsnapshots\x18\x01 \x03(\x0b\x32 .hostvol.admin.v1.SnapshotDetail\x12\x12\n\nnext_token\x18\x02 \x01(\t\"7\n\x12GetSnapshotRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xbd\x02\n\x0eSnapshotDetail\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\x10source_volume_id\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04type\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x06 \x01(\t\x12\x12\n\nfilesystem\x18\x07 \x01(\t\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12+\n\x07\x63reated\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05state\x18\n \x01(\t\x12\x14\n\x0c\x63opied_bytes\x18\x0b \x01(\x03\x12\x12\n\ncopy_bytes\x18\x0c \x01(\x03\x12\x0f\n\x07message\x18\r \x01(\t\x12\x14\n\x0cprovisioning\x18\x0e \x01(\t\x12\r\n\x05quota\x18\x0f \x01(\t2\x8a\x04\n\x05\x41\x64min\x12T\n\tListPools\x12\".hostvol.admin.v1.ListPoolsRequest\x1a#.hostvol.admin.v1.ListPoolsResponse\x12Z\n\x0bListVolumes\x12$.hostvol.admin.v1.ListVolumesRequest\x1a%.hostvol.admin.v1.ListVolumesResponse\x12O\n\tGetVolume\x12\".hostvol.admin.v1.GetVolumeRequest\x1a\x1e.hostvol.admin.v1.VolumeDetail\x12`\n\rListSnapshots\x12&.hostvol.admin.v1.ListSnapshotsRequest\x1a\'.hostvol.admin.v1.ListSnapshotsResponse\x12U\n\x0bGetSnapshot\x12$.hostvol.admin.v1.GetSnapshotRequest\x1a .hostvol.admin.v1.SnapshotDetail\x12\x45\n\x08GrowPool\x12!.hostvol.admin.v1.GrowPoolRequest\x1a\x16.hostvol.admin.v1.Poolb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63si_driver/pb/admin.proto\x12\x10hostvol.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10ListPoolsRequest\":\n\x11ListPoolsResponse\x12%\n\x05pools\x18\x01 \x03(\x0b\x32\x16.hostvol.admin.v1.Pool\"\xc8\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x0c\n\x04uuid\x18\x03 \x01(\t\x12\x12\n\nfilesystem\x18\x04 \x01(\t\x12\x0f\n\x07reflink\x18\x05 \x01(\x08\x12\x12\n\novercommit\x18\x06 \x01(\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x08 \x01(\x03\x12\x15\n\rreserve_bytes\x18\t \x01(\x03\x12\x16\n\x0epromised_bytes\x18\n \x01(\x03\x12\x17\n\x0fgrantable_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cvolume_count\x18\x0c \x01(\x03\x12\x19\n\x11quarantined_count\x18\r \x01(\x03\x12\r\n\x05state\x18\x0e \x01(\t\x12\x0f\n\x07message\x18\x0f \x01(\t\x12\r\n\x05quota\x18\x10 \x01(\t\x12\x14\n\x0cquota_remedy\x18\x11 \x01(\t\x12\x16\n\x0esnapshot_count\x18\x12 \x01(\x03\x12\x14\n\x0c\x62\x61\x63king_file\x18\x14 \x01(\t\x12\x15\n\rbacking_bytes\x18\x15 \x01(\x03\x12\x13\n\x0btrash_count\x18\x16 \x01(\x03\x12\x13\n\x0btrash_bytes\x18\x17 \x01(\x03\"3\n\x0fGrowPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"A\n\x12ListVolumesRequest\x12\x13\n\x0bmax_entries\x18\x01 \x01(\x05\x12\x16\n\x0estarting_token\x18\x02 \x01(\t\"Z\n\x13ListVolumesResponse\x12/\n\x07volumes\x18\x01 \x03(\x0b\x32\x1e.hostvol.admin.v1.VolumeDetail\x12\x12\n\nnext_token\x18\x02 \x01(\t\"3\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xdc\x02\n\x0cVolumeDetail\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x05 \x01(\t\x12\x12\n\nfilesystem\x18\x06 \x01(\t\x12\x14\n\x0cprovisioning\x18\x07 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x08 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\t \x01(\x03\x12+\n\x07\x63reated\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rstaging_paths\x18\x0b \x03(\t\x12\x14\n\x0ctarget_paths\x18\x0c \x03(\t\x12\r\n\x05state\x18\r \x01(\t\x12\x0f\n\x07message\x18\x0e \x01(\t\x12\x0e\n\x06source\x18\x0f \x01(\t\x12\r\n\x05quota\x18\x10 \x01(\t\x12\x0b\n\x03pod\x18\x11 \x01(\t\"C\n\x14ListSnapshotsRequest\x12\x13\n\x0bmax_entries\x18\x01 \x01(\x05\x12\x16\n\x0estarting_token\x18\x02 \x01(\t\"`\n\x15ListSnapshotsResponse\x12\x33\n\tsnapshots\x18\x01 \x03(\x0b\x32 .hostvol.admin.v1.SnapshotDetail\x12\x12\n\nnext_token\x18\x02 \x01(\t\"7\n\x12GetSnapshotRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xbd\x02\n\x0eSnapshotDetail\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\x10source_volume_id\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04type\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x06 \x01(\t\x12\x12\n\nfilesystem\x18\x07 \x01(\t\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12+\n\x07\x63reated\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05state\x18\n \x01(\t\x12\x14\n\x0c\x63opied_bytes\x18\x0b \x01(\x03\x12\x12\n\ncopy_bytes\x18\x0c \x01(\x03\x12\x0f\n\x07message\x18\r \x01(\t\x12\x14\n\x0cprovisioning\x18\x0e \x01(\t\x12\r\n\x05quota\x18\x0f \x01(\t\"?\n\x10ListTrashRequest\x12\x13\n\x0bmax_entries\x18\x01 \x01(\x05\x12\x16\n\x0estarting_token\x18\x02 \x01(\t\"V\n\x11ListTrashResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.hostvol.admin.v1.TrashEntry\x12\x12\n\nnext_token\x18\x02 \x01(\t\"\xf9\x01\n\nTrashEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x11\n\tobject_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x11\n\town_bytes\x18\x07 \x01(\x03\x12+\n\x07\x64\x65leted\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05state\x18\n \x01(\t\x12\x0f\n\x07message\x18\x0b \x01(\t\"$\n\x13RestoreTrashRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\"E\n\x14RestoreTrashResponse\x12\x11\n\tobject_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\"\n\x11PurgeTrashRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\"\x14\n\x12PurgeTrashResponse\"?\n\x15RollbackVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\"\'\n\x16RollbackVolumeResponse\x12\r\n\x05\x65ntry\x18\x01 \x01(\t2\xfd\x06\n\x05\x41\x64min\x12T\n\tListPools\x12\".hostvol.admin.v1.ListPoolsRequest\x1a#.hostvol.admin.v1.ListPoolsResponse\x12Z\n\x0bListVolumes\x12$.hostvol.admin.v1.ListVolumesRequest\x1a%.hostvol.admin.v1.ListVolumesResponse\x12O\n\tGetVolume\x12\".hostvol.admin.v1.GetVolumeRequest\x1a\x1e.hostvol.admin.v1.VolumeDetail\x12`\n\rListSnapshots\x12&.hostvol.admin.v1.ListSnapshotsRequest\x1a\'.hostvol.admin.v1.ListSnapshotsResponse\x12U\n\x0bGetSnapshot\x12$.hostvol.admin.v1.GetSnapshotRequest\x1a .hostvol.admin.v1.SnapshotDetail\x12\x45\n\x08GrowPool\x12!.hostvol.admin.v1.GrowPoolRequest\x1a\x16.hostvol.admin.v1.Pool\x12T\n\tListTrash\x12\".hostvol.admin.v1.ListTrashRequest\x1a#.hostvol.admin.v1.ListTrashResponse\x12]\n\x0cRestoreTrash\x12%.hostvol.admin.v1.RestoreTrashRequest\x1a&.hostvol.admin.v1.RestoreTrashResponse\x12W\n\nPurgeTrash\x12#.hostvol.admin.v1.PurgeTrashRequest\x1a$.hostvol.admin.v1.PurgeTrashResponse\x12\x63\n\x0eRollbackVolume\x12\'.hostvol.admin.v1.RollbackVolumeRequest\x1a(.hostvol.admin.v1.RollbackVolumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPOOLSRESPONSE']._serialized_start=100
   _globals['_LISTPOOLSRESPONSE']._serialized_end=158
   _globals['_POOL']._serialized_start=161
-  _globals['_POOL']._serialized_end=575
-  _globals['_GROWPOOLREQUEST']._serialized_start=577
-  _globals['_GROWPOOLREQUEST']._serialized_end=628
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=630
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=695
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=697
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=787
-  _globals['_GETVOLUMEREQUEST']._serialized_start=789
-  _globals['_GETVOLUMEREQUEST']._serialized_end=840
-  _globals['_VOLUMEDETAIL']._serialized_start=843
-  _globals['_VOLUMEDETAIL']._serialized_end=1191
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1193
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1260
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1262
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1358
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1360
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1415
-  _globals['_SNAPSHOTDETAIL']._serialized_start=1418
-  _globals['_SNAPSHOTDETAIL']._serialized_end=1735
-  _globals['_ADMIN']._serialized_start=1738
-  _globals['_ADMIN']._serialized_end=2260
+  _globals['_POOL']._serialized_end=617
+  _globals['_GROWPOOLREQUEST']._serialized_start=619
+  _globals['_GROWPOOLREQUEST']._serialized_end=670
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=672
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=737
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=739
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=829
+  _globals['_GETVOLUMEREQUEST']._serialized_start=831
+  _globals['_GETVOLUMEREQUEST']._serialized_end=882
+  _globals['_VOLUMEDETAIL']._serialized_start=885
+  _globals['_VOLUMEDETAIL']._serialized_end=1233
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1235
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1302
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1304
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1400
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1402
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1457
+  _globals['_SNAPSHOTDETAIL']._serialized_start=1460
+  _globals['_SNAPSHOTDETAIL']._serialized_end=1777
+  _globals['_LISTTRASHREQUEST']._serialized_start=1779
+  _globals['_LISTTRASHREQUEST']._serialized_end=1842
+  _globals['_LISTTRASHRESPONSE']._serialized_start=1844
+  _globals['_LISTTRASHRESPONSE']._serialized_end=1930
+  _globals['_TRASHENTRY']._serialized_start=1933
+  _globals['_TRASHENTRY']._serialized_end=2182
+  _globals['_RESTORETRASHREQUEST']._serialized_start=2184
+  _globals['_RESTORETRASHREQUEST']._serialized_end=2220
+  _globals['_RESTORETRASHRESPONSE']._serialized_start=2222
+  _globals['_RESTORETRASHRESPONSE']._serialized_end=2291
+  _globals['_PURGETRASHREQUEST']._serialized_start=2293
+  _globals['_PURGETRASHREQUEST']._serialized_end=2327
+  _globals['_PURGETRASHRESPONSE']._serialized_start=2329
+  _globals['_PURGETRASHRESPONSE']._serialized_end=2349
+  _globals['_ROLLBACKVOLUMEREQUEST']._serialized_start=2351
+  _globals['_ROLLBACKVOLUMEREQUEST']._serialized_end=2414
+  _globals['_ROLLBACKVOLUMERESPONSE']._serialized_start=2416
+  _globals['_ROLLBACKVOLUMERESPONSE']._serialized_end=2455
+  _globals['_ADMIN']._serialized_start=2458
+  _globals['_ADMIN']._serialized_end=3351
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,7 @@ class ListPoolsResponse(_message.Message):
     def __init__(self, pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ...) -> None: ...
 
 class Pool(_message.Message):
-    __slots__ = ("name", "directory", "uuid", "filesystem", "reflink", "overcommit", "size_bytes", "available_bytes", "reserve_bytes", "promised_bytes", "grantable_bytes", "volume_count", "quarantined_count", "state", "message", "quota", "quota_remedy", "snapshot_count", "backing_file", "backing_bytes")
+    __slots__ = ("name", "directory", "uuid", "filesystem", "reflink", "overcommit", "size_bytes", "available_bytes", "reserve_bytes", "promised_bytes", "grantable_bytes", "volume_count", "quarantined_count", "state", "message", "quota", "quota_remedy", "snapshot_count", "backing_file", "backing_bytes", "trash_count", "trash_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,8 @@ class Pool(_message.Message):
     SNAPSHOT_COUNT_FIELD_NUMBER: _ClassVar[int]
     BACKING_FILE_FIELD_NUMBER: _ClassVar[int]
     BACKING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRASH_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRASH_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     directory: str
     uuid: str
@@ -61,7 +63,9 @@ class Pool(_message.Message):
     snapshot_count: int
     backing_file: str
     backing_bytes: int
-    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., uuid: _Optional[str] = ..., filesystem: _Optional[str] = ..., reflink: _Optional[bool] = ..., overcommit: _Optional[float] = ..., size_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ..., promised_bytes: _Optional[int] = ..., grantable_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., quarantined_count: _Optional[int] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., quota: _Optional[str] = ..., quota_remedy: _Optional[str] = ..., snapshot_count: _Optional[int] = ..., backing_file: _Optional[str] = ..., backing_bytes: _Optional[int] = ...) -> None: ...
+    trash_count: int
+    trash_bytes: int
+    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., uuid: _Optional[str] = ..., filesystem: _Optional[str] = ..., reflink: _Optional[bool] = ..., overcommit: _Optional[float] = ..., size_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ..., promised_bytes: _Optional[int] = ..., grantable_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., quarantined_count: _Optional[int] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., quota: _Optional[str] = ..., quota_remedy: _Optional[str] = ..., snapshot_count: _Optional[int] = ..., backing_file: _Optional[str] = ..., backing_bytes: _Optional[int] = ..., trash_count: _Optional[int] = ..., trash_bytes: _Optional[int] = ...) -> None: ...
 
 class GrowPoolRequest(_message.Message):
     __slots__ = ("name", "size_bytes")
@@ -190,3 +194,85 @@ class SnapshotDetail(_message.Message):
     provisioning: str
     quota: str
     def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...
+
+class ListTrashRequest(_message.Message):
+    __slots__ = ("max_entries", "starting_token")
+    MAX_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    STARTING_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    max_entries: int
+    starting_token: str
+    def __init__(self, max_entries: _Optional[int] = ..., starting_token: _Optional[str] = ...) -> None: ...
+
+class ListTrashResponse(_message.Message):
+    __slots__ = ("entries", "next_token")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[TrashEntry]
+    next_token: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[TrashEntry, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
+
+class TrashEntry(_message.Message):
+    __slots__ = ("entry", "object_id", "kind", "name", "pool", "size_bytes", "own_bytes", "deleted", "expires", "state", "message")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    object_id: str
+    kind: str
+    name: str
+    pool: str
+    size_bytes: int
+    own_bytes: int
+    deleted: _timestamp_pb2.Timestamp
+    expires: _timestamp_pb2.Timestamp
+    state: str
+    message: str
+    def __init__(self, entry: _Optional[str] = ..., object_id: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., size_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., deleted: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RestoreTrashRequest(_message.Message):
+    __slots__ = ("entry",)
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    def __init__(self, entry: _Optional[str] = ...) -> None: ...
+
+class RestoreTrashResponse(_message.Message):
+    __slots__ = ("object_id", "kind", "name")
+    OBJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    object_id: str
+    kind: str
+    name: str
+    def __init__(self, object_id: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class PurgeTrashRequest(_message.Message):
+    __slots__ = ("entry",)
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    def __init__(self, entry: _Optional[str] = ...) -> None: ...
+
+class PurgeTrashResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RollbackVolumeRequest(_message.Message):
+    __slots__ = ("volume_id", "snapshot_id")
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    snapshot_id: str
+    def __init__(self, volume_id: _Optional[str] = ..., snapshot_id: _Optional[str] = ...) -> None: ...
+
+class RollbackVolumeResponse(_message.Message):
+    __slots__ = ("entry",)
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    def __init__(self, entry: _Optional[str] = ...) -> None: ...

@@ -1,4 +1,4 @@
-"""The operator's view of a node, beside CSI on the same socket: it looks, and lets pools grow."""
+"""The operator's view of a node, beside CSI on the same socket, and what CSI has no call for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from csi_driver.domain.inspection import SnapshotView, VolumeView
 from csi_driver.domain.ledger import Ledger
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
+from csi_driver.domain.trash import Entry
 from csi_driver.errors import SnapshotNotFound, VolumeNotFound
-from csi_driver.model import VolumeType
+from csi_driver.model import Snapshot, VolumeType
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
@@ -91,8 +92,36 @@ class AdminServicer:
             raise SnapshotNotFound(request.name)
         return _snapshot_detail(inspection.snapshot_view(self._node, snapshot.snapshot_id))
 
+    def ListTrash(self, request: admin_pb2.ListTrashRequest, call: Call) -> admin_pb2.ListTrashResponse:
+        limit = min(parsing.max_entries(request.max_entries) or _PAGE, _PAGE)
+        token = request.starting_token
+        return self._once(f"trash {limit} {token}", call, lambda: self._trash(limit, token))
+
+    def _trash(self, limit: int, starting_token: str) -> admin_pb2.ListTrashResponse:
+        entries, complete = self._node.trash.page(starting_token, limit)
+        response = admin_pb2.ListTrashResponse(entries=map(_trash_entry, entries))
+        if entries and not complete:
+            response.next_token = entries[-1].name
+        return response
+
+    def RestoreTrash(self, request: admin_pb2.RestoreTrashRequest, call: Call) -> admin_pb2.RestoreTrashResponse:
+        entry = parsing.given("entry", request.entry)
+        restored = self._node.undelete.restore(entry, call.deadline)
+        kind = "snapshot" if isinstance(restored, Snapshot) else "volume"
+        return admin_pb2.RestoreTrashResponse(object_id=restored.object_id, kind=kind, name=restored.name)
+
+    def PurgeTrash(self, request: admin_pb2.PurgeTrashRequest, call: Call) -> admin_pb2.PurgeTrashResponse:
+        self._node.trash.purge(parsing.given("entry", request.entry), call.deadline)
+        return admin_pb2.PurgeTrashResponse()
+
+    def RollbackVolume(self, request: admin_pb2.RollbackVolumeRequest, call: Call) -> admin_pb2.RollbackVolumeResponse:
+        volume_id, snapshot_id = parsing.volume_id(request.volume_id), parsing.snapshot_id(request.snapshot_id)
+        _, entry = self._node.rollback.rollback(volume_id, snapshot_id, call.deadline)
+        return admin_pb2.RollbackVolumeResponse(entry=entry)
+
     def _pool(self, pool: Pool) -> admin_pb2.Pool:
         space = pool.ledger.space()
+        trash_count, trash_bytes = self._node.trash.figures(pool)
         return admin_pb2.Pool(
             name=pool.name,
             directory=pool.store.directory,
@@ -104,8 +133,10 @@ class AdminServicer:
             available_bytes=space.available_bytes,
             reserve_bytes=Ledger.reserve_bytes(space),
             promised_bytes=pool.ledger.promised_bytes,
-            grantable_bytes=pool.ledger.grantable_bytes(pool.overcommit),
+            grantable_bytes=pool.grantable_bytes(),
             volume_count=inspection.volume_counts(self._node).get(pool.name, 0),
+            trash_count=trash_count,
+            trash_bytes=trash_bytes,
             snapshot_count=inspection.snapshot_counts(self._node).get(pool.name, 0),
             backing_file=pool.backing.path if pool.backing else "",
             backing_bytes=pool.backing.size_bytes if pool.backing else 0,
@@ -140,6 +171,26 @@ def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
     )
     detail.created.FromMilliseconds(int(volume.created_at * 1000))
     return detail
+
+
+def _trash_entry(entry: Entry) -> admin_pb2.TrashEntry:
+    held = entry.held
+    told = admin_pb2.TrashEntry(
+        entry=entry.name,
+        object_id=entry.object_id,
+        pool=entry.pool.name,
+        own_bytes=entry.own_bytes or 0,
+        state=entry.state,
+        message=entry.damage,
+    )
+    told.deleted.FromSeconds(entry.deleted_at)
+    if entry.expires_at is not None:
+        told.expires.FromSeconds(entry.expires_at)
+    if held is not None:
+        told.kind = "snapshot" if isinstance(held, Snapshot) else "volume"
+        told.name = held.name
+        told.size_bytes = held.size_bytes if isinstance(held, Snapshot) else held.capacity_bytes
+    return told
 
 
 def _snapshot_detail(view: SnapshotView) -> admin_pb2.SnapshotDetail:

@@ -122,6 +122,31 @@ class Client:
         """DeleteSnapshot."""
         self._csi("Controller", "DeleteSnapshot", csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot_id))
 
+    def trash(self) -> Iterator[dict[str, Any]]:
+        """Everything in the trash, page by page."""
+        token = ""
+        while True:
+            page = self._admin("ListTrash", admin_pb2.ListTrashRequest(starting_token=token))
+            for entry in page.entries:
+                row = plain(entry)
+                yield row if entry.HasField("expires") else {**row, "expires": ""}
+            token = page.next_token
+            if not token:
+                return
+
+    def restore_trash(self, entry: str) -> dict[str, Any]:
+        """What came back from the trash."""
+        return plain(self._admin("RestoreTrash", admin_pb2.RestoreTrashRequest(entry=entry)))
+
+    def purge_trash(self, entry: str) -> None:
+        """An entry of the trash is gone for good."""
+        self._admin("PurgeTrash", admin_pb2.PurgeTrashRequest(entry=entry))
+
+    def rollback_volume(self, volume_id: str, snapshot_id: str) -> str:
+        """The trash entry of what the volume held before."""
+        request = admin_pb2.RollbackVolumeRequest(volume_id=volume_id, snapshot_id=snapshot_id)
+        return str(self._admin("RollbackVolume", request).entry)
+
     def expand_volume(self, volume_id: str, *, required_bytes: int, limit_bytes: int) -> dict[str, Any]:
         """ControllerExpandVolume; the size that the volume has now, and whether `expand_on_node` is to follow."""
         request = csi_pb2.ControllerExpandVolumeRequest(volume_id=volume_id)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
+from csi_driver import durations
 from csi_driver.errors import InvalidField
 from csi_driver.linux import filesystem
 from csi_driver.model import (
@@ -13,6 +14,7 @@ from csi_driver.model import (
     PoolName,
     Provisioning,
     QuotaPolicy,
+    RetentionPolicy,
     VolumeCapability,
     VolumeParameters,
     VolumeType,
@@ -20,14 +22,14 @@ from csi_driver.model import (
 
 # Keys under this prefix are the sidecars' own; those that we do not know are ignored.
 SIDECAR_PREFIX: Final = "csi.storage.k8s.io/"
-_KEYS: Final = ("type", "pool", "provisioning", "mkfsOptions", "quota", "retention", "blockSize")
+_KEYS: Final = ("type", "pool", "provisioning", "mkfsOptions", "quota", "retention", "retentionPolicy", "blockSize")
+_OF_SNAPSHOTS: Final = ("retention", "retentionPolicy")
 _POOL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ZERO_DURATION: Final = re.compile(r"0+(\.0+)?(ns|us|ms|s|m|h|d)?")
 _BLOCK_SIZES: Final = {"4096": 4096, "512": 512}
 _FILESYSTEMS: Final = ", ".join(filesystem.FILESYSTEMS)
 _DEFAULT_FILESYSTEM: Final = "ext4"
 
-Choice = TypeVar("Choice", VolumeType, Provisioning, QuotaPolicy)
+Choice = TypeVar("Choice", VolumeType, Provisioning, QuotaPolicy, RetentionPolicy)
 
 
 def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters:
@@ -42,7 +44,7 @@ def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters
             raise InvalidField(f"parameters.{key}", key, ", ".join(_KEYS))
     volume_type = _choice("type", own, VolumeType.IMAGE)
     _check_type(volume_type, own, access_type)
-    _check_retention(own.get("retention", "0s"))
+    retention_seconds, retention_policy = _retention(own)
     return VolumeParameters(
         volume_type=volume_type,
         pool=_pool(own.get("pool", "default")),
@@ -50,17 +52,22 @@ def parse(given: Mapping[str, str], access_type: AccessType) -> VolumeParameters
         mkfs_options=own.get("mkfsOptions", ""),
         quota=_choice("quota", own, QuotaPolicy.REQUIRED),
         block_size=_block_size(own.get("blockSize", "4096"), access_type),
+        retention_seconds=retention_seconds,
+        retention_policy=retention_policy,
     )
 
 
-def check_snapshot(given: Mapping[str, str]) -> None:
-    """A snapshot class decides nothing: a key that is not a sidecar's is a mistake.
+def snapshot_retention(given: Mapping[str, str]) -> tuple[int, RetentionPolicy] | None:
+    """What a snapshot class decides: how long its snapshots stay in the trash; None: as long as their volumes.
 
     Raises: InvalidField naming the key.
     """
-    for key in given:
-        if not key.startswith(SIDECAR_PREFIX):
-            raise InvalidField(f"parameters.{key}", key, "none: a snapshot has the parameters of its volume")
+    own = {key: value for key, value in given.items() if not key.startswith(SIDECAR_PREFIX)}
+    for key in own:
+        if key not in _OF_SNAPSHOTS:
+            allowed = f"{', '.join(_OF_SNAPSHOTS)}: for the rest a snapshot has the parameters of its volume"
+            raise InvalidField(f"parameters.{key}", key, allowed)
+    return _retention(own) if own else None
 
 
 def left_open(given: Mapping[str, str], fs_type: str) -> frozenset[str]:
@@ -129,9 +136,14 @@ def _check_type(volume_type: VolumeType, own: Mapping[str, str], access_type: Ac
         raise InvalidField("parameters.quota", own["quota"], "only with type directory: an image has a hard size")
 
 
-def _check_retention(value: str) -> None:
-    if not _ZERO_DURATION.fullmatch(value):
-        raise InvalidField("parameters.retention", value, "0s: this version keeps no deleted volumes")
+def _retention(own: Mapping[str, str]) -> tuple[int, RetentionPolicy]:
+    policy = _choice("retentionPolicy", own, RetentionPolicy.KEEP)
+    try:
+        seconds = durations.parse_seconds(own.get("retention", "0s"))
+    except ValueError as cause:
+        raise InvalidField("parameters.retention", own["retention"], str(cause)) from cause
+    # What is not kept cannot give way either.
+    return seconds, policy if seconds else RetentionPolicy.KEEP
 
 
 def _pool(value: str) -> PoolName:

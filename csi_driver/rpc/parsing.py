@@ -89,8 +89,16 @@ def snapshot_spec(request: csi_pb2.CreateSnapshotRequest) -> SnapshotSpec:
     """
     asked_name = name(request.name)
     source = volume_id(request.source_volume_id, "source_volume_id")
-    class_parameters.check_snapshot(request.parameters)
-    return SnapshotSpec(asked_name, source)
+    retention = class_parameters.snapshot_retention(request.parameters)
+    return SnapshotSpec(asked_name, source, *(retention or ()))
+
+
+def given(field: str, value: str) -> str:
+    """A text that must not be empty.
+
+    Raises: MissingField.
+    """
+    return _require(field, value)
 
 
 def path(field: str, value: str) -> str:

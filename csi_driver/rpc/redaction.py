@@ -22,6 +22,7 @@ _SHOWN_KEYS = frozenset(
         "mkfsOptions",
         "quota",
         "retention",
+        "retentionPolicy",
         "blockSize",
         "csi.storage.k8s.io/pod.name",
         "csi.storage.k8s.io/pod.namespace",

@@ -33,7 +33,7 @@ _STATISTICS = frozenset(
         "NodeGetStorageHealth",
         "ControllerGetVolumeHealth",
         "ControllerListVolumeHealth",
-        *("ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity"),
+        *("ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity", "ListTrash"),
     }
 )
 _INSTANT = frozenset({"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities"})

@@ -3,7 +3,9 @@
 <pool>/hostvol-pool.json   identity; without it the directory is refused, so an unmounted disk is never written to
        volumes/<id>/       live volumes: record.json beside disk.img or data/
        snapshots/<id>/     snapshots, alike; without content while that is still being copied
-       trash/<id>@<time>/  deleted objects on their way out
+       trash/<id>@<time>/  deleted objects during their retention; the end of a name says what else they are:
+                           .kept a retired duplicate, .replaced content that a rollback replaced (an operator decides),
+                           .out on its way out, .rollback-<token> about to take the place of a volume's content
        templates/          formatted images that new ones are cloned from; can be rebuilt at any time
        tmp/                objects being built; emptied at start, but for redo logs, which are carried out
 """
@@ -22,8 +24,8 @@ from csi_driver.store import durable, records
 
 IDENTITY = "hostvol-pool.json"
 VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP = "volumes", "snapshots", "trash", "templates", "tmp"
-# The end of a name in the trash that a start does not clear.
-KEPT = ".kept"
+# The ends of names in the trash. Only what is on its way out is cleared whatever it holds.
+KEPT, REPLACED, OUT, ROLLBACK = ".kept", ".replaced", ".out", ".rollback-"
 _ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP)
 # What is to be written into the image of the volume whose id stands before it.
 REDO_SUFFIX = ".redo"
@@ -178,13 +180,45 @@ class PoolDirectory:
         """Move the content that was built in one object's directory into that of another, durably."""
         self._move(entry, source_fd, entry, object_fd)
 
-    def discard(self, volume_id: str, *, keep: bool = False) -> str:
-        """Move a live volume to the trash, durably; returns its name there. `keep`: only an operator removes it."""
-        return self._discard(volume_id, self.volumes_fd, KEPT if keep else "")
+    def discard(self, volume_id: str, mark: str = OUT) -> str:
+        """Move a live volume to the trash, durably; returns its name there, which ends with `mark`."""
+        return self._discard(volume_id, self.volumes_fd, mark)
 
-    def discard_snapshot(self, snapshot_id: str) -> str:
-        """Move a snapshot to the trash, durably; returns its name there."""
-        return self._discard(snapshot_id, self.snapshots_fd)
+    def discard_snapshot(self, snapshot_id: str, mark: str = OUT) -> str:
+        """Move a snapshot to the trash, durably; returns its name there, which ends with `mark`."""
+        return self._discard(snapshot_id, self.snapshots_fd, mark)
+
+    def undelete(self, trash_name: str, object_id: str, room_fd: int) -> None:
+        """Move an object from the trash back to its room, durably."""
+        self._move(trash_name, self.trash_fd, object_id, room_fd)
+
+    def condemn(self, trash_name: str) -> str:
+        """What lies in the trash is on its way out, durably: from now on it may be half cleared. Returns its name."""
+        name = self._unused(trash_name.partition(".")[0], OUT)
+        self._move(trash_name, self.trash_fd, name, self.trash_fd)
+        return name
+
+    def move_to_trash(self, building: str, object_id: str, mark: str) -> str:
+        """Move what was built under `tmp/` to the trash, durably; returns its name there."""
+        name = self._unused(f"{object_id}@{int(time.time())}", mark)
+        self._move(building, self.tmp_fd, name, self.trash_fd)
+        return name
+
+    def mark_replaced(self, trash_name: str) -> str:
+        """What a rollback put into the trash stays there until an operator decides. Returns its name."""
+        name = self._unused(trash_name.partition(".")[0], REPLACED)
+        self._move(trash_name, self.trash_fd, name, self.trash_fd)
+        return name
+
+    def restamp(self, trash_name: str, deleted_at: int) -> str:
+        """The object counts as deleted at that time. Returns its name."""
+        name = self._unused(f"{trash_name.rpartition('@')[0]}@{deleted_at}", "")
+        self._move(trash_name, self.trash_fd, name, self.trash_fd)
+        return name
+
+    def trash_names(self) -> list[str]:
+        """What lies in the trash and is not on its way out."""
+        return sorted(name for name in os.listdir(self.trash_fd) if not name.endswith(OUT))
 
     def volume_names(self) -> Iterator[str]:
         """The names of all directories under `volumes/`, in no order."""
@@ -200,14 +234,22 @@ class PoolDirectory:
         self._move(object_id, self.tmp_fd, object_id, room_fd)
 
     def _discard(self, object_id: str, room_fd: int, mark: str = "") -> str:
-        name = f"{object_id}@{int(time.time())}{mark}"
+        name = self._unused(f"{object_id}@{int(time.time())}", mark)
         self._move(object_id, room_fd, name, self.trash_fd)
         return name
 
+    def _unused(self, stem: str, mark: str) -> str:
+        """A name in the trash that nothing bears, with a later time where it must be."""
+        object_id, _, seconds = stem.rpartition("@")
+        at = int(seconds)
+        while any(os.path.lexists(f"{self.directory}/{TRASH}/{object_id}@{at}{end}") for end in ("", mark)):
+            at += 1
+        return f"{object_id}@{at}{mark}"
+
     def _leftovers(self) -> list[tuple[int, str]]:
-        """What a start has to clear: half-built objects and objects in the trash, as (room descriptor, name)."""
-        found = [(room, name) for room in (self.tmp_fd, self.trash_fd) for name in os.listdir(room)]
-        return [(room, name) for room, name in found if not name.endswith((REDO_SUFFIX, KEPT))]
+        """What a start has to clear: half-built objects and those on their way out, as (room descriptor, name)."""
+        building = [(self.tmp_fd, name) for name in os.listdir(self.tmp_fd) if not name.endswith(REDO_SUFFIX)]
+        return building + [(self.trash_fd, name) for name in os.listdir(self.trash_fd) if name.endswith(OUT)]
 
     def kept_names(self) -> list[str]:
         """What lies in the trash until an operator removes it."""

@@ -16,6 +16,7 @@ from csi_driver.model import (
     PoolName,
     Provisioning,
     QuotaPolicy,
+    RetentionPolicy,
     Snapshot,
     SnapshotId,
     SourceKind,
@@ -109,6 +110,25 @@ def read_volume(dir_fd: int, directory: str, where: str) -> Volume:
     return volume
 
 
+def read_any(dir_fd: int, directory: str, where: str) -> Volume | Snapshot:
+    """Whatever object's record lies in `directory`, which need not bear its id (in the trash it does not).
+
+    Raises: RecordDamaged.
+    """
+    try:
+        return _volume_from(_read(dir_fd, directory, "volume", where), where)
+    except RecordDamaged as damage:
+        try:
+            return _snapshot_from(_read(dir_fd, directory, "snapshot", where), where)
+        except RecordDamaged:
+            raise damage from None
+
+
+def replace_record(object_fd: int, volume: Volume) -> None:
+    """Put a volume's record in the place of the one that its own directory holds, durably."""
+    durable.replace(object_fd, RECORD, seal("volume", _volume_body(volume)))
+
+
 def claimed_name(dir_fd: int, directory: str) -> str:
     """The name that a damaged record seems to say; empty when nothing can be made out."""
     try:
@@ -152,10 +172,12 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
     # Only where it says something: records of other volumes are as they always were.
     of_pod = {"pod": volume.pod} if volume.is_ephemeral else {}
     changes = {"becoming": volume.becoming, "created_as": volume.created_as}
+    rollback = {"rollback": volume.rollback} if volume.rollback else {}
     return {
         **{key: _parameters_body(one) for key, one in changes.items() if one is not None},
         **of_pod,
         **growth,
+        **rollback,
         "volume_id": volume.volume_id,
         "name": volume.name,
         "capacity_bytes": volume.capacity_bytes,
@@ -186,7 +208,12 @@ def _snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _parameters_body(parameters: VolumeParameters) -> dict[str, Any]:
+    retention = {
+        "retention_seconds": parameters.retention_seconds,
+        "retention_policy": parameters.retention_policy,
+    }
     return {
+        **(retention if parameters.retention_seconds else {}),
         "type": parameters.volume_type,
         "pool": parameters.pool,
         "provisioning": parameters.provisioning,
@@ -214,6 +241,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             pod=body.get("pod"),
             becoming=_optional_parameters_from(body.get("becoming")),
             created_as=_optional_parameters_from(body.get("created_as")),
+            rollback=str(body.get("rollback", "")),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
@@ -246,6 +274,8 @@ def _parameters_from(body: dict[str, Any]) -> VolumeParameters:
         mkfs_options=sys.intern(body["mkfs_options"]),
         quota=QuotaPolicy(body["quota"]),
         block_size=int(body["block_size"]),
+        retention_seconds=int(body.get("retention_seconds", 0)),
+        retention_policy=RetentionPolicy(body.get("retention_policy", RetentionPolicy.KEEP)),
     )
 
 
