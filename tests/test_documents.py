@@ -96,6 +96,7 @@ def test_the_table_of_parameters_is_what_a_class_may_say() -> None:
         "mkfsOptions": [],
         "quota": [unset.quota],
         "retention": ["0s"],
+        "retentionPolicy": [unset.retention_policy],
         "blockSize": [str(unset.block_size)],
     }
 

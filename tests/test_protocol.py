@@ -150,10 +150,11 @@ def test_the_messages_that_carry_secrets_are_known() -> None:
     }
 
 
-def test_the_operators_protocol_looks_and_lets_pools_grow() -> None:
+def test_the_operators_protocol_looks_and_does_what_csi_has_no_call_for() -> None:
     service = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
     looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GrowPool"]
-    assert [method.name for method in service.methods] == looks
+    of_the_trash = ["ListTrash", "RestoreTrash", "PurgeTrash", "RollbackVolume"]
+    assert [method.name for method in service.methods] == looks + of_the_trash
     assert service.full_name == "hostvol.admin.v1.Admin"
 
 

@@ -49,7 +49,7 @@ def own_bytes(room_fd: int, name: str) -> int:
         except FileNotFoundError:
             return _directory_bytes(object_fd)
         try:
-            return extents.allocated_bytes(image_fd).exclusive
+            return extents.allocated_bytes(image_fd, sync=True).exclusive
         finally:
             os.close(image_fd)
     finally:
@@ -84,6 +84,6 @@ def _files(data_fd: int) -> Iterator[tuple[str, int]]:
 def _exclusive(name: str, directory_fd: int) -> int:
     file_fd = os.open(name, _READ, dir_fd=directory_fd)
     try:
-        return extents.allocated_bytes(file_fd).exclusive
+        return extents.allocated_bytes(file_fd, sync=True).exclusive
     finally:
         os.close(file_fd)

@@ -47,7 +47,7 @@ def list_trash(connect: Connect, endpoint: str, output: str) -> None:
       hostvol trash list --output json | jq -r '.[] | select(.kind == "volume") | .entry'
     """
     with closing(connect(endpoint)) as client:
-        rows = list(client.trash())
+        rows = sorted(client.trash(), key=lambda row: row["deleted"])
     show_rows(rows, _COLUMNS, output)
     for row in rows:
         if row["message"]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Callable
 
 from csi_driver.domain.amendment import Amendment
 from csi_driver.domain.catalogue import Catalogue
@@ -90,17 +89,9 @@ def require_fitting(volume_type: VolumeType, changes: ParameterChanges) -> None:
 def _admit(pool: Pool, volume: Volume, wanted: Volume) -> None:
     if is_counted(wanted) and not is_counted(volume):
         own_bytes = pool.filesystem.own_bytes(wanted)
-        _twice(pool, lambda: pool.ledger.admit_used(wanted, own_bytes, pool.overcommit))
+        pool.promise(lambda: pool.ledger.admit_used(wanted, own_bytes, pool.overcommit))
     elif wanted.is_thick and not volume.is_thick:
-        _twice(pool, lambda: pool.ledger.admit_whole(volume))
-
-
-def _twice(pool: Pool, admit: Callable[[], None]) -> None:
-    try:
-        admit()
-    except InsufficientCapacity:
-        pool.settle_space()
-        admit()
+        pool.promise(lambda: pool.ledger.admit_whole(volume))
 
 
 def _give_back(pool: Pool, volume: Volume) -> None:

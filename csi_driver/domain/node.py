@@ -34,7 +34,7 @@ from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Undelete
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
-from csi_driver.model import topology_key
+from csi_driver.model import Volume, topology_key
 
 
 class _Held(TypedDict):
@@ -100,7 +100,11 @@ class Node:
             arrivals=self.arrivals,
             trash=self.trash,
         )
-        known = (self.mounts, self.catalogue, self.snapshot_catalogue, self.claims, extension)
+
+        def settle(volume: Volume) -> Volume:
+            return amendment.settle(extension.settle(volume))
+
+        known = (self.mounts, self.catalogue, self.snapshot_catalogue, self.claims, settle)
         self.undelete = Undelete(*known, trash=self.trash)
         self.rollback = Rollback(*known, trash=self.trash, sources=sources)
         self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)

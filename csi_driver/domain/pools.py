@@ -405,7 +405,7 @@ class PoolFilesystem:
     def own_bytes_if_known(self, volume: Volume) -> int | None:
         """The same, None where it cannot be told from what relatives share, or not be measured."""
         pool = self.pools[volume.pool]
-        if pool.counts_shared(volume) and not self.kinship.is_alone(volume):
+        if not is_counted(volume) or (pool.counts_shared(volume) and not self.kinship.is_alone(volume)):
             return None
         try:
             return pool.backend(volume).own_bytes(volume)

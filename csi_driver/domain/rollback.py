@@ -18,12 +18,11 @@ from typing import Final
 from csi_driver.backends import remains, removal
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
-from csi_driver.domain.extension import Extension
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.sources import Origin, Sources
 from csi_driver.domain.trash import Trash
-from csi_driver.domain.undelete import require_unused, settle_redo
+from csi_driver.domain.undelete import Settle, require_unused, settle_redo
 from csi_driver.errors import CapacityOutOfRange, InsufficientCapacity, RollbackRefused
 from csi_driver.faults import crash_point
 from csi_driver.model import ContentSource, SourceKind, Volume, VolumeId
@@ -43,7 +42,7 @@ class Rollback:
         volumes: Catalogue,
         snapshots: SnapshotCatalogue,
         claims: Claims,
-        extension: Extension,
+        settle: Settle,
         *,
         trash: Trash,
         sources: Sources,
@@ -53,7 +52,7 @@ class Rollback:
         self._volumes = volumes
         self._snapshots = snapshots
         self._claims = claims
-        self._extension = extension
+        self._settle = settle
         self._trash = trash
         self._sources = sources
 
@@ -81,7 +80,7 @@ class Rollback:
         if of_volume != volume_id:
             raise RollbackRefused(volume_id, f"{snapshot_id} is a snapshot of {of_volume}")
         require_unused(self._mounts, volume)
-        volume = self._extension.settle(volume)
+        volume = self._settle(volume)
         settle_redo(pool, volume)
         with self._sources.held(ContentSource(SourceKind.SNAPSHOT, snapshot_id), deadline) as origin:
             planned = _planned(pool, volume, origin)

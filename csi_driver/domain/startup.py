@@ -160,8 +160,8 @@ class _Keeper(threading.Thread):
             pool = self._open()
         leftovers = pool.store.leftovers_at_open
         while True:
-            leftovers = [left for left in leftovers if not _cleared(pool, *left)]
             leftovers += pool.take_uncleared()
+            leftovers = [left for left in leftovers if not _cleared(pool, *left)]
             _tend(pool, self._indexes.trash)
             if self._stopped.wait(_TEND_SECONDS):
                 return

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 
 from csi_driver.backends import remains
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
-from csi_driver.domain.extension import Extension
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.trash import Entry, Trash
@@ -22,6 +22,9 @@ from csi_driver.errors import RecordDamaged, StillLive, UndoFailed, VolumeInUse
 from csi_driver.faults import crash_point
 from csi_driver.model import Snapshot, Volume, VolumeType
 from csi_driver.store import durable, records
+
+# What an earlier operation intended with a volume is finished or taken back. Raises: UndoFailed.
+Settle = Callable[[Volume], Volume]
 
 
 class Undelete:
@@ -33,7 +36,7 @@ class Undelete:
         volumes: Catalogue,
         snapshots: SnapshotCatalogue,
         claims: Claims,
-        extension: Extension,
+        settle: Settle,
         *,
         trash: Trash,
     ) -> None:
@@ -41,7 +44,7 @@ class Undelete:
         self._volumes = volumes
         self._snapshots = snapshots
         self._claims = claims
-        self._extension = extension
+        self._settle = settle
         self._trash = trash
 
     def restore(self, reference: str, deadline: float | None) -> Volume | Snapshot:
@@ -87,7 +90,7 @@ class Undelete:
             raise
         crash_point("undelete.moved")
         try:
-            volume = self._extension.settle(volume)
+            volume = self._settle(volume)
         finally:
             self._volumes.add(volume)
             self._trash.forget(entry)
@@ -104,7 +107,7 @@ class Undelete:
     def _exchange(self, entry: Entry, before: Volume, live: Volume) -> Volume:
         pool = entry.pool
         require_unused(self._mounts, live)
-        live = self._extension.settle(live)
+        live = self._settle(live)
         settle_redo(pool, live)
         if live.capacity_bytes > before.capacity_bytes:
             # A volume never becomes smaller: the intent is carried out once it is in its place, or by the next start.
@@ -121,7 +124,7 @@ class Undelete:
         self._volumes.replace(before)
         self._trash.add(pool, entry.name, live, leaving)
         with contextlib.suppress(UndoFailed):
-            return self._extension.settle(before)
+            return self._settle(before)
         return before
 
     def _own_bytes(self, entry: Entry, volume: Volume) -> int:

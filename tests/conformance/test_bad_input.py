@@ -454,9 +454,15 @@ REFUSED: dict[str, Case] = {
     "a quota for an image": (CREATE, create(parameters={"quota": "none"}), INVALID, ("parameters.quota", "directory")),
     "retention": (
         CREATE,
-        create(parameters={"retention": "1h"}),
+        create(parameters={"retention": "1h1d"}),
         INVALID,
-        ("parameters.retention", "'1h'", "0s"),
+        ("parameters.retention", "'1h1d'", "0s"),
+    ),
+    "a retention that is no policy": (
+        CREATE,
+        create(parameters={"retentionPolicy": "lose"}),
+        INVALID,
+        ("parameters.retentionPolicy", "'lose'", "keep, yield"),
     ),
     "retention that is none": (CREATE, create(parameters={"retention": "-1s"}), INVALID, ("parameters.retention",)),
     "an unknown block size": (

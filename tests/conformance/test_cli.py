@@ -412,6 +412,8 @@ REFUSED: dict[str, tuple[tuple[str | bytes, ...], tuple[str, ...]]] = {
     "a node with a relative pool": (("node", "--pool", "a=b"), ("pool", "absolute")),
     "a node with a pool twice": (("node", "--pool", "a=/x", "--pool", "a=/y"), ("pool", "once")),
     "a node with a bad ceiling": (("node", "--pool", "a=/x,ephemeral=10GiB"), ("ephemeral=10GiB", "such as 64Mi")),
+    "a node with a bad retention": (("node", "--pool", "a=/x,retention=1h1d"), ("retention=1h1d", "72h")),
+    "a node with a bad share": (("node", "--pool", "a=/x,trash=0%"), ("trash=0%", "1% to 100%")),
     "a node with no ceiling": (("node", "--pool", "a=/x,ephemeral=0"), ("ephemeral=0", "at least 1 byte")),
     "a node with a bad overcommit": (("node", "--pool", "a=/x,overcommit=0"), ("overcommit=0", "1.0 to")),
     "a node with an upper-case driver name": (("node", "--driver-name", "CSI.Example"), ("driver-name", "54")),

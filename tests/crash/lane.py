@@ -359,6 +359,9 @@ class Lane:
         for volume_id in set(self.listed()) - self.bystander_ids:
             with contextlib.suppress(Failure):
                 self.driver.call("DeleteVolume", volume_id=volume_id)
+        for one in self.driver.call("ListTrash").entries:
+            with contextlib.suppress(Failure):
+                self.driver.call("PurgeTrash", entry=one.entry)
         for one in admin_volumes(self.driver):
             if one.pod:
                 self.driver.call("DeleteVolume", volume_id=one.volume_id)

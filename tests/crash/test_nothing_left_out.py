@@ -15,6 +15,7 @@ from tests.crash import (
     test_crash_points,
     test_crash_snapshots,
     test_crash_transfers,
+    test_crash_trash,
 )
 from tests.crash.tally import Tally
 
@@ -31,6 +32,8 @@ def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:
     wanted |= {f"backing {operation}" for operation in test_crash_backing.OPERATIONS}
     of_nodes = (param.values for param in test_crash_transfers.MATRIX)
     wanted |= {f"transfer {kind} {node}" for kind, node in of_nodes}
+    of_trash = (param.values for param in test_crash_trash.MATRIX)
+    wanted |= {f"trash {kind} {operation}" for kind, operation in of_trash}
     if not wanted <= tally.operations:
         pytest.skip("only a part of the crash matrix was selected")
     source = Path(csi_driver.__file__).parent

@@ -44,7 +44,14 @@ OTHER: Object = {
     "driverName": "disks.example.com",
     "kubeletDir": "/var/lib/other/kubelet",
     "pools": [
-        {"name": "fast", "path": "/nvme/volumes", "overcommit": 1.5, "ephemeral": "1.5Gi"},
+        {
+            "name": "fast",
+            "path": "/nvme/volumes",
+            "overcommit": 1.5,
+            "ephemeral": "1.5Gi",
+            "retention": "30d",
+            "trash": "20%",
+        },
         {"name": "slow", "path": "/hdd", "init": True, "backingFile": "100Gi"},
     ],
 }
@@ -169,7 +176,14 @@ def test_the_nodes_arguments_are_understood_as_they_are_meant(monkeypatch: pytes
         node_id="worker-1",
         driver_name="disks.example.com",
         pools=(
-            PoolOptions(PoolName("fast"), "/nvme/volumes", 1.5, ephemeral_bytes=3 << 29),
+            PoolOptions(
+                PoolName("fast"),
+                "/nvme/volumes",
+                1.5,
+                ephemeral_bytes=3 << 29,
+                retention_seconds=30 * 86400,
+                trash_share=0.2,
+            ),
             PoolOptions(PoolName("slow"), "/hdd", init=True, backing_bytes=100 << 30),
         ),
         state_dir="/run/hostvol",
@@ -359,6 +373,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"pools": [POOL | {"init": True, "backingFile": "10GiB"}]}, "at '/pools/0/backingFile'"),
     ({"pools": [POOL | {"backingFile": "10Gi"}]}, "at '/pools/0': missing property 'init'"),
     ({"pools": [POOL | {"init": False, "backingFile": "10Gi"}]}, "at '/pools/0/init'"),
+    ({"pools": [POOL | {"retention": "1h1d"}]}, "at '/pools/0/retention'"),
+    ({"pools": [POOL | {"trash": "101%"}]}, "at '/pools/0/trash'"),
     ({"pools": [POOL | {"thick": True}]}, "at '/pools/0': additional properties 'thick'"),
     ({"pools": [POOL, POOL | {"path": "/b"}]}, "pools[1].name"),
     ({"pools": [POOL, POOL | {"name": "b"}]}, "pools[1].path"),

@@ -15,7 +15,7 @@ import pytest
 from csi_driver.domain.modification import require_fitting
 from csi_driver.errors import InvalidField
 from csi_driver.linux.filesystem import FILESYSTEMS
-from csi_driver.model import AccessType, Provisioning, QuotaPolicy, VolumeType
+from csi_driver.model import AccessType, Provisioning, QuotaPolicy, RetentionPolicy, VolumeType
 from csi_driver.rpc import mutable, parameters
 from tests.deployment.chart import Objects
 from tests.deployment.classes import ACCEPTED, ATTRIBUTES_ACCEPTED, ATTRIBUTES_REFUSED, FSTYPE, REFUSED
@@ -92,6 +92,7 @@ def test_the_policy_knows_the_drivers_choices(objects: Objects) -> None:
     assert choices(objects, "variables.kind") == list(VolumeType)
     assert choices(objects, "variables.given['provisioning']") == list(Provisioning)
     assert choices(objects, "variables.given['quota']") == list(QuotaPolicy)
+    assert choices(objects, "variables.given['retentionPolicy']") == list(RetentionPolicy)
     assert choices(objects, "variables.given['blockSize']") == list(parameters._BLOCK_SIZES)
     assert choices(objects, "variables.fstype") == ["", *FILESYSTEMS]
 
