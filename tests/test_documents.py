@@ -123,7 +123,7 @@ def test_the_values_in_the_table_of_parameters_are_accepted() -> None:
 
 
 def test_the_table_of_metrics_is_what_is_exported() -> None:
-    figures = Figures(in_flight=0, ready=True, pools=[PoolFigures("default", *[0] * 8)])
+    figures = Figures(in_flight=0, ready=True, pools=[PoolFigures("default", *[0] * 10)])
     exported = re.findall(r"^# TYPE (\S+) (\S+)", Metrics(lambda: figures).exposition().decode(), re.MULTILINE)
     rows = {words(name)[0]: kind.split()[0] for name, kind, _ in table(README, "### Metrics")}
     assert rows == {name: kind for name, kind in exported if not name.endswith("_created")}

@@ -20,7 +20,8 @@ IMMUTABLE: Final = {
     "pool": "the data stays in its pool: clone it into a volume in the other one",
     "mkfsOptions": "its filesystem is made: copy the files into a new volume",
     "blockSize": "its content is laid out for it: copy it into a new volume",
-    "retention": "this version keeps no deleted volumes",
+    "retention": "its class has decided it for its life: clone it into a volume of another class",
+    "retentionPolicy": "its class has decided it for its life: clone it into a volume of another class",
 }
 
 

@@ -35,11 +35,12 @@ from hypothesis.stateful import (
 )
 
 from csi_driver.linux import growth
-from csi_driver.pb import csi_pb2
+from csi_driver.pb import admin_pb2, csi_pb2
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PodVolume, PoolPlace, capability, create_request
 from tests.soak.modify_rules import ModifyRules
 from tests.soak.observing import assert_nothing_remains, mount_table
 from tests.soak.snapshot_rules import SnapshotRules
+from tests.soak.trash_rules import TrashRules
 
 EXAMPLES = int(os.environ.get("HOSTVOL_EXAMPLES", "40"))
 STEPS = int(os.environ.get("HOSTVOL_STEPS", "40"))
@@ -84,6 +85,7 @@ KINDS = {
     "ext4 by a clone": Kind((8 * MIB, 16 * MIB), fs_type="ext4", parameters=(("pool", "pool1"),)),
     "block": Kind((4 * MIB, 8 * MIB), block=True),
     "directory": Kind((4 * MIB, 8 * MIB), parameters=tuple(DIRECTORY.items())),
+    "kept": Kind((4 * MIB, 8 * MIB), block=True, parameters=(("retention", "1d"),)),
 }
 
 
@@ -132,7 +134,7 @@ flags = st.sampled_from(((), (), ("noatime",)))
 losses = st.sampled_from(("", "", "", "", "", "deadline", "cancel", "kill"))
 
 
-class Machine(SnapshotRules, ModifyRules):
+class Machine(SnapshotRules, ModifyRules, TrashRules):
     """One node with a few names, paths and targets, small enough that rules often meet the same volume."""
 
     driver: ClassVar[Driver]
@@ -247,6 +249,7 @@ class Machine(SnapshotRules, ModifyRules):
         self.expect({Code.OK}, "DeleteVolume", volume_id=self.id_of(name), loss=loss)
         if volume is not None:
             self.gone.append(self.volumes.pop(name).volume_id)
+            self.bury(name, volume)
             self.deleted_while_staged_at[volume.volume_id] = volume.staged_at
             if self.walk is not None:
                 self.walk[1].discard(volume.volume_id)
@@ -570,6 +573,7 @@ class Machine(SnapshotRules, ModifyRules):
                 self.drain(volume)
         for pod in list(self.pods):
             self.pod_ends(pod=pod, loss="")
+        self.purge()
         assert_nothing_remains(self.driver)
 
     def drain(self, volume: VolumeModel) -> None:
@@ -583,7 +587,8 @@ class Machine(SnapshotRules, ModifyRules):
 
 
 def _request(method: str, fields: dict[str, Any]) -> Any:
-    return getattr(csi_pb2, f"{method}Request")(**fields)
+    of = csi_pb2 if hasattr(csi_pb2, f"{method}Request") else admin_pb2
+    return getattr(of, f"{method}Request")(**fields)
 
 
 def write(target: str, kind: Kind, text: str) -> None:
