@@ -220,7 +220,9 @@ def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoin
 def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoint: str) -> None:
     """Put SNAPSHOT (its id or name) in the place of what its VOLUME (id or name) holds. It must not be mounted.
 
-    What VOLUME held goes to the trash and stays there; `hostvol trash restore` lets the two change places again.
+    What VOLUME held goes to the trash and stays there; `hostvol trash restore` lets the two change places again. In a
+    pool that cannot share blocks this is a copy, whose progress the driver's log tells; a command that was interrupted
+    joins it when it is repeated.
 
     \b
     Example:
@@ -230,7 +232,7 @@ def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoi
         found, cut = find_volume(client, name_or_id), find_snapshot(client, snapshot)
         if not yes:
             click.confirm(f"Put {cut['name']} in the place of what {found['volume_id']} holds?", abort=True)
-        entry = watched("copying", lambda: client.rollback_volume(found["volume_id"], cut["snapshot_id"]), lambda: 0.0)
+        entry = client.rollback_volume(found["volume_id"], cut["snapshot_id"])
     click.echo(f"{found['volume_id']} holds what {cut['snapshot_id']} holds; to undo it: hostvol trash restore {entry}")
 
 
@@ -240,7 +242,9 @@ def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoi
 @options.endpoint
 @click.pass_obj
 def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
-    """Delete VOLUME (its id or name) and all its data. It must not be mounted.
+    """Delete VOLUME (its id or name) and all its data, or move it to the trash if its class has a `retention`.
+
+    It must not be mounted.
 
     \b
     Example:

@@ -49,6 +49,7 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.RollbackRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InvalidToken: grpc.StatusCode.ABORTED,
     errors.CapacityOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.NoRoom: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InsufficientCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoRoomToGrow: grpc.StatusCode.RESOURCE_EXHAUSTED,
     # Kubelet takes RESOURCE_EXHAUSTED for "may still be running", and unpublishes what may be there.

@@ -124,7 +124,11 @@ BAD: dict[str, tuple[dict[str, Any], Code, tuple[str, ...]]] = {
     "no source": ({"source_volume_id": ""}, Code.INVALID_ARGUMENT, ("source_volume_id",)),
     "a source that is a path": ({"source_volume_id": "../image"}, Code.INVALID_ARGUMENT, ("source_volume_id",)),
     "a source that is not there": ({"source_volume_id": "vol-0"}, Code.NOT_FOUND, ("source_volume_id", "vol-0")),
-    "an unknown parameter": ({"parameters": {"colour": "red"}}, Code.INVALID_ARGUMENT, ("parameters.colour", "none")),
+    "an unknown parameter": (
+        {"parameters": {"colour": "red"}},
+        Code.INVALID_ARGUMENT,
+        ("parameters.colour", "retention, retentionPolicy"),
+    ),
     "another place": (
         {"accessibility_requirements": topology("another-node")},
         Code.RESOURCE_EXHAUSTED,

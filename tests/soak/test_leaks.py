@@ -43,12 +43,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "thick": {"size_bytes": 8 * MIB, "parameters": {"provisioning": "thick"}},
     "block": {"size_bytes": 4 * MIB, "block": True},
     "directory": {"parameters": DIRECTORY},
+    "kept": {"size_bytes": 8 * MIB, "parameters": {"pool": "pool1", "retention": "1d"}},
 }
 STEPS = (
     *("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete"),
     *("snapshot", "restore", "clone", "delete snapshot", "delete copy", "modify"),
+    *("undelete", "rollback", "purge"),
 )
-CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2)
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2, 2, 2, 1)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -71,6 +73,9 @@ ALLOWED = {
     | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED, Code.OUT_OF_RANGE},
     "delete snapshot": ALWAYS,
     "delete copy": ALWAYS,
+    "undelete": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    "rollback": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    "purge": ALWAYS | {Code.NOT_FOUND},
 }
 
 
@@ -184,6 +189,8 @@ class Storm:
                 )
             )
             self.insist(lambda volume_id=volume_id: self.driver.call("DeleteVolume", volume_id=volume_id))
+        for entry in self.driver.call("ListTrash").entries:
+            self.insist(lambda name=entry.entry: self.driver.call("PurgeTrash", entry=name))
 
     @staticmethod
     def insist(step: Callable[..., object], *arguments: object) -> None:
@@ -243,12 +250,35 @@ def delete_copy(workload: Workload, name: str, timeout: float) -> None:
             return
 
 
+def trash(driver: Driver, kind: str) -> str:
+    """An entry of that kind of object; of another, which is not there, if there is none."""
+    found = [one.entry for one in driver.call("ListTrash").entries if one.kind == kind]
+    return next(iter(found), "vol-nobody")
+
+
+def undelete(workload: Workload, name: str, timeout: float) -> None:
+    workload.driver.call("RestoreTrash", entry=trash(workload.driver, "volume"), timeout=timeout)
+
+
+def purge(workload: Workload, name: str, timeout: float) -> None:
+    for kind in ("snapshot", "volume"):
+        workload.driver.call("PurgeTrash", entry=trash(workload.driver, kind), timeout=timeout)
+
+
+def rollback(workload: Workload, name: str, timeout: float) -> None:
+    snapshot_id = next(iter(snapshot_ids(workload)), "snap-nobody")
+    workload.driver.call("RollbackVolume", volume_id=workload.volume_id, snapshot_id=snapshot_id, timeout=timeout)
+
+
 COPYING: dict[str, Callable[[Workload, str, float], None]] = {
     "snapshot": snapshot,
     "restore": restore,
     "clone": clone,
     "delete snapshot": delete_snapshot,
     "delete copy": delete_copy,
+    "undelete": undelete,
+    "rollback": rollback,
+    "purge": purge,
 }
 
 
