@@ -64,7 +64,7 @@ class Backed:
         """As for a host that goes down."""
         if self.is_mounted():
             run("umount", str(self.mount_point))
-        assert polled(lambda: not self.loops()), self.loops()
+        assert polled(lambda: not self.loops(), 60), self.loops()
 
     def filesystem_bytes(self) -> int:
         """What the mounted filesystem says that it has, its log left out."""
