@@ -51,13 +51,9 @@ def _of_volumes(node: Node) -> Iterator[Alarm]:
 
 
 def _log_trees(node: Node) -> Iterator[Alarm]:
-    for name, pool in sorted(node.pools.opened.items()):
+    for _, pool in sorted(node.pools.opened.items()):
         if pool.has_log_tree:
-            yield Alarm(
-                "BtrfsLogTree",
-                f"pool {name}: the btrfs at {pool.store.directory} is mounted without notreelog: Linux 6.18 cannot "
-                "always replay its log tree after a power cut, and then refuses to mount it; mount it with notreelog",
-            )
+            yield Alarm("BtrfsLogTree", pool.log_tree_remedy)
 
 
 def _nearly_full(node: Node) -> Iterator[Alarm]:

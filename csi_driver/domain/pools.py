@@ -225,6 +225,14 @@ class Pool:
         return any(one.mount_id == mount_id and "notreelog" not in one.super_options for one in found)
 
     @property
+    def log_tree_remedy(self) -> str:
+        """What to do where there is one."""
+        return (
+            f"pool {self.name}: the btrfs at {self.store.directory} is mounted without notreelog: Linux 6.18 cannot "
+            "always replay its log tree after a power cut, and then refuses to mount it; mount it with notreelog"
+        )
+
+    @property
     def quota(self) -> QuotaKind:
         return quota_kind(self.store.root_fd)
 

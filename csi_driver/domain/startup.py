@@ -234,6 +234,8 @@ class PoolLoader:
             seconds * 1000,
         )
         _warn_of_missing_quota(pool, volumes)
+        if pool.has_log_tree:
+            _log.warning("%s", pool.log_tree_remedy)
         return pool
 
     def _opened(self, options: PoolOptions) -> Pool:

@@ -10,7 +10,8 @@
   suffer from a full pool.
 - A frozen pool keeps no health RPC from answering. Of a filesystem that does not answer that is told, of no other.
 - A trouble that is gone is not told any more. Lists have pages.
-- Troubles are in the metrics; own troubles of volumes are alarms.
+- Troubles are in the metrics.
+- A btrfs with a log tree below a pool is told at the start.
 """
 
 from __future__ import annotations
@@ -256,3 +257,9 @@ def test_a_filesystem_that_does_not_answer_is_told_and_no_other(driver: Driver) 
         assert troubles(driver, hung.volume_id) == {"NotAnswering": GONE}
         wait_listed(driver, {hung.volume_id: {"NotAnswering"}})
         assert troubles(driver, fine.volume_id) == {}
+
+
+@pytest.mark.parametrize("options", ["", "notreelog"])
+def test_a_log_tree_below_a_pool_is_told(make_pool: MakePool, make_driver: MakeDriver, options: str) -> None:
+    driver = make_driver(make_pool("btrfs", size_bytes=512 * MIB, mount=options))
+    assert ("without notreelog" in driver.log()) is not bool(options)
