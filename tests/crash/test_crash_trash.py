@@ -22,14 +22,12 @@ import pytest
 from tests.crash.lane import Kind, Lane, Lanes, Subject, wait_until
 from tests.crash.tally import Tally
 from tests.crash.test_crash_points import held
-from tests.harness import DIRECTORY
 
 DAY = {"retention": "1d"}
 KINDS = {
     "ext4-shared": Kind(parameters={"pool": "xfs", **DAY}),
     "directory-subvolume": Kind(parameters={"type": "directory", "pool": "btrfs", **DAY}),
     "ext4-copied": Kind(parameters=DAY),
-    "directory-copied": Kind(parameters={**DIRECTORY, **DAY}),
 }
 BEFORE, AFTER = b"before" * 700, b"after!" * 700
 
@@ -249,13 +247,13 @@ OPERATIONS = {
 ONLY_FOR = {
     "delete-snapshot": ("ext4-shared",),
     "restore-snapshot": ("ext4-shared",),
-    "undo": ("ext4-shared", "directory-subvolume"),
+    "undo": ("ext4-shared",),
 }
 MATRIX = [
     pytest.param(kind, operation, id=f"{kind}-{operation}")
     for kind in KINDS
     for operation in OPERATIONS
-    if kind in ONLY_FOR.get(operation, KINDS) and (kind != "directory-copied" or operation == "rollback")
+    if kind in ONLY_FOR.get(operation, KINDS)
 ]
 
 
