@@ -34,6 +34,7 @@ from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Undelete
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
+from csi_driver.linux import memory
 from csi_driver.model import Volume, topology_key
 
 
@@ -132,6 +133,7 @@ class Node:
         self._startup.run()
         self.health.start()
         self._ready.set()
+        memory.give_back()
 
     def stop(self) -> None:
         """Give the pools back; nothing may be in flight any more."""
