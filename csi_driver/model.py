@@ -118,11 +118,15 @@ class ParameterChanges:
 
     provisioning: Provisioning | None = None
     quota: QuotaPolicy | None = None
+    retention_seconds: int | None = None
+    retention_policy: RetentionPolicy | None = None
 
     def applied_to(self, held: VolumeParameters) -> VolumeParameters:
         """The parameters that a volume with these has afterwards."""
         wanted = ((one.name, getattr(self, one.name)) for one in dataclasses.fields(self))
-        return dataclasses.replace(held, **{name: value for name, value in wanted if value is not None})
+        to = dataclasses.replace(held, **{name: value for name, value in wanted if value is not None})
+        # What is not kept cannot give way either.
+        return to if to.retention_seconds else dataclasses.replace(to, retention_policy=RetentionPolicy.KEEP)
 
 
 class SourceKind(enum.StrEnum):

@@ -6,6 +6,7 @@ claim -> compare -> can the volume be held so? -> promise what that takes -> rec
   that it got, and the repetition goes on. Thin: nothing is promised beyond others any more; blocks stay.
 - `quota` required: the directory is limited to its size, unless it holds more already. None: the limit is lifted, and
   the volume is outside all accounting.
+- `retention`, `retentionPolicy`: what is to become of the volume once it is deleted, within the pool's ceiling.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Modification:
         to = changes.applied_to(volume.parameters)
         if to == volume.parameters:
             return volume
+        if to.retention_seconds > volume.parameters.retention_seconds:
+            pool.require_retention(to)
         volume = pool.backend(volume).require_changeable(volume, to)
         wanted = dataclasses.replace(volume, parameters=to)
         _admit(pool, volume, wanted)

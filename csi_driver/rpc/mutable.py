@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from csi_driver import durations
 from csi_driver.errors import InvalidField
-from csi_driver.model import ParameterChanges, Provisioning, QuotaPolicy
+from csi_driver.model import ParameterChanges, Provisioning, QuotaPolicy, RetentionPolicy
 from csi_driver.rpc.parameters import SIDECAR_PREFIX
 
-# What can change: the attribute of ParameterChanges, and the type of its value.
+
+def _one_of(kind: type[enum.StrEnum]) -> Callable[[str], Any]:
+    def read(value: str) -> Any:
+        try:
+            return kind(value)
+        except ValueError as cause:
+            raise ValueError(", ".join(kind)) from cause
+
+    return read
+
+
+# What can change: the attribute of ParameterChanges, and how its value is read (ValueError says what is allowed).
 MUTABLE: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "provisioning": ("provisioning", Provisioning),
-    "quota": ("quota", QuotaPolicy),
+    "provisioning": ("provisioning", _one_of(Provisioning)),
+    "quota": ("quota", _one_of(QuotaPolicy)),
+    "retention": ("retention_seconds", durations.parse_seconds),
+    "retentionPolicy": ("retention_policy", _one_of(RetentionPolicy)),
 }
 # What a StorageClass decides once and for all: why, and what to do instead.
 IMMUTABLE: Final = {
@@ -20,8 +35,6 @@ IMMUTABLE: Final = {
     "pool": "the data stays in its pool: clone it into a volume in the other one",
     "mkfsOptions": "its filesystem is made: copy the files into a new volume",
     "blockSize": "its content is laid out for it: copy it into a new volume",
-    "retention": "its class has decided it for its life: clone it into a volume of another class",
-    "retentionPolicy": "its class has decided it for its life: clone it into a volume of another class",
 }
 
 
@@ -40,11 +53,10 @@ def parse(given: Mapping[str, str]) -> ParameterChanges:
 
 
 def _value(key: str, value: str) -> Any:
-    kind: Any = MUTABLE[key][1]
     try:
-        return kind(value)
+        return MUTABLE[key][1](value)
     except ValueError as cause:
-        raise InvalidField(f"mutable_parameters.{key}", value, ", ".join(kind)) from cause
+        raise InvalidField(f"mutable_parameters.{key}", value, str(cause)) from cause
 
 
 def merged(parameters: Mapping[str, str], mutable: Mapping[str, str]) -> dict[str, str]:

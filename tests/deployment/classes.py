@@ -90,6 +90,8 @@ ATTRIBUTES_ACCEPTED: Final[tuple[dict[str, str], ...]] = (
     {"provisioning": "thin"},
     {"quota": "required"},
     {"quota": "none", "csi.storage.k8s.io/unheard-of": "too"},
+    {"retention": "7d", "retentionPolicy": "yield", "provisioning": "thin"},
+    {"retention": "0s"},
 )
 ATTRIBUTES_REFUSED: Final[tuple[tuple[dict[str, str], str], ...]] = (
     ({"iops": "100"}, "parameters.iops"),
@@ -102,4 +104,7 @@ ATTRIBUTES_REFUSED: Final[tuple[tuple[dict[str, str], str], ...]] = (
     ({"provisioning": ""}, "parameters.provisioning"),
     ({"quota": "soft"}, "parameters.quota"),
     ({"provisioning": "thick", "quota": "none"}, "parameters.quota"),
+    ({"retention": "90"}, "parameters.retention"),
+    ({"retention": ""}, "parameters.retention"),
+    ({"retentionPolicy": "lose"}, "parameters.retentionPolicy"),
 )

@@ -177,6 +177,7 @@ def test_a_directory_is_not_limited_where_nothing_enforces_it(driver: Driver) ->
         ({"type": "directory"}, ("type", "copy the files")),
         ({"mkfsOptions": "-m 0"}, ("mkfsOptions", "copy the files")),
         ({"blockSize": "512"}, ("blockSize",)),
+        ({"retention": "90"}, ("mutable_parameters.retention", "7d")),
         ({"provisioning": "fat"}, ("mutable_parameters.provisioning", "thin, thick")),
         ({"provisioning": "thick", "quota": "none"}, ("mutable_parameters.quota", "directory")),
     ],
@@ -273,6 +274,26 @@ def test_a_volume_that_shares_blocks_stays_what_it_is_and_grows_thick(
     assert image_of(volume).stat().st_blocks * 512 >= 96 * MIB
     driver.call("DeleteSnapshot", snapshot_id=snapshot_id)
     volume.down()
+
+
+def test_a_volume_is_kept_when_it_is_deleted_as_was_said_last(tmp_path: Path, make_driver: MakeDriver) -> None:
+    driver = make_driver(tmp_path / "pool", options=[",retention=7d"])
+    kept, gone = (Workload(driver, name, size_bytes=16 * MIB) for name in ("kept", "gone"))
+    kept.create()
+    gone.parameters = {"retention": "1d", "retentionPolicy": "yield"}
+    gone.create()
+    fields = {"volume_id": kept.volume_id, "mutable_parameters": {"retention": "8d"}}
+    refused(driver, "ControllerModifyVolume", Code.INVALID_ARGUMENT, "retention", "7d", **fields)
+    modify(kept, retention="7d", provisioning="thick")
+    modify(gone, retention="0s")
+    driver.restart()
+    for volume in (kept, gone):
+        volume.create()
+        volume.delete()
+    [entry] = driver.call("ListTrash").entries
+    assert entry.object_id == kept.volume_id
+    driver.call("PurgeTrash", entry=entry.entry)
+    assert driver.files() == []
 
 
 def test_many_callers_of_one_change_have_one_effect(driver: Driver) -> None:
