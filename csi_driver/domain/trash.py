@@ -100,6 +100,7 @@ class Trash:
         self._lock = threading.Lock()
         self._giving_back = threading.Lock()
         self._entries: dict[str, Entry] = {}
+        self._yielders: set[str] = set()
         self._clocks: dict[str, tuple[float, float]] = {}
 
     # what is there
@@ -173,6 +174,7 @@ class Trash:
         """The entry has left the trash. Idempotent."""
         with self._lock:
             self._entries.pop(entry.name, None)
+            self._yielders.discard(entry.name)
         self._kinship.note(entry.name, None)
 
     def load(self, pool: Pool) -> None:
@@ -240,8 +242,11 @@ class Trash:
         return wanted_bytes <= 0
 
     def _yielding(self, pool: Pool) -> Iterator[Entry]:
-        for entry in self.all():
-            if entry.yields and entry.pool.ledger is pool.ledger and not self._claims.holds(("trash", entry.name)):
+        # Asked at every GetCapacity: what does not yield, which may be thousands, is not looked at.
+        with self._lock:
+            found = [self._entries[name] for name in self._yielders]
+        for entry in sorted(found, key=lambda entry: (entry.deleted_at, entry.name)):
+            if entry.pool.ledger is pool.ledger and not self._claims.holds(("trash", entry.name)):
                 yield entry
 
     def _take_in(self, pool: Pool, name: str, held: Volume | Snapshot) -> None:
@@ -260,6 +265,8 @@ class Trash:
     def _know(self, entry: Entry) -> None:
         with self._lock:
             self._entries[entry.name] = entry
+            if entry.yields:
+                self._yielders.add(entry.name)
         # Until it is purged it holds its blocks, which are nobody's own as long as two have them.
         self._kinship.note(entry.name, entry.held)
 
