@@ -29,11 +29,12 @@ from csi_driver.cli.pools import pool
 from csi_driver.cli.snapshots import snapshot
 from csi_driver.cli.trash import trash
 from csi_driver.cli.volumes import volume
-from csi_driver.domain import inspection
+from csi_driver.domain import freezing, inspection
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import PoolOptions
 from csi_driver.domain.startup import ensure_state_dir
 from csi_driver.errors import HostvolError, InvalidField
+from csi_driver.linux import init
 from csi_driver.metrics import Metrics
 from csi_driver.model import PoolName
 
@@ -211,6 +212,8 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
     from csi_driver.rpc.server import NodeServer  # noqa: PLC0415 - gRPC's threads and 20 MiB, which `--help` does not need
 
     ensure_state_dir(config.state_dir)
+    # Before anything that takes time, or can fail.
+    freezing.thaw_all(config.state_dir)
     node = Node(config.node_id, config.driver_name, config.pools, config.state_dir, transfer_rate=config.transfer_rate)
     metrics = Metrics(lambda: inspection.figures_once(node))
     server = NodeServer(node, metrics, config.endpoint)
@@ -428,6 +431,7 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
       hostvol node --pool default=/mnt/disk/hostvol,retention=30d,trash=20%
     """
     logs.configure(log_format, log_level)
+    init.hand_over()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -163,6 +163,7 @@ def _local(driver_name: str, metrics: Metrics) -> Dispatcher:
     from csi_driver.pb import csi_pb2  # noqa: PLC0415 - as above
     from csi_driver.rpc.controller import ControllerCapabilities  # noqa: PLC0415
     from csi_driver.rpc.edge import Dispatcher, Edge  # noqa: PLC0415
+    from csi_driver.rpc.group_controller import GroupControllerCapabilities  # noqa: PLC0415
     from csi_driver.rpc.identity import IdentityServicer  # noqa: PLC0415
 
     edge = Edge(metrics)
@@ -170,6 +171,7 @@ def _local(driver_name: str, metrics: Metrics) -> Dispatcher:
     threads = ThreadPoolExecutor(1)
     edge.handler(services["Identity"], IdentityServicer(_Cluster(driver_name)), lambda _: threads)
     edge.handler(services["Controller"], ControllerCapabilities(), lambda _: threads)
+    edge.handler(services["GroupController"], GroupControllerCapabilities(), lambda _: threads)
     return Dispatcher(edge, [services[name].full_name for name in ("Identity", "Controller", "GroupController")])
 
 

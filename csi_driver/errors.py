@@ -55,6 +55,68 @@ class SnapshotConflict(HostvolError):
         )
 
 
+class GroupNotFound(HostvolError):
+    """No group snapshot of this node bears the id."""
+
+    def __init__(self, group_snapshot_id: str) -> None:
+        super().__init__(f"group_snapshot_id {group_snapshot_id[:128]!r}: no such group snapshot on this node")
+
+
+class GroupConflict(HostvolError):
+    """The name is taken by a group snapshot of other volumes."""
+
+    def __init__(self, name: str, group_snapshot_id: str, held: object, asked: object) -> None:
+        super().__init__(
+            f"name {name!r} belongs to group snapshot {group_snapshot_id}, which differs in source_volume_ids: it has "
+            f"{held}, asked were {asked}"
+        )
+
+
+class GroupRefused(HostvolError):
+    """A volume cannot be cut at one instant together with others."""
+
+    def __init__(self, volume_id: str, reason: str, remedy: str) -> None:
+        super().__init__(f"source_volume_ids: {volume_id[:128]} cannot be a member: {reason}; {remedy}")
+
+
+class GroupIncomplete(HostvolError):
+    """A member of a group snapshot is not there any more."""
+
+    def __init__(self, group_snapshot_id: str, snapshot_id: str) -> None:
+        super().__init__(
+            f"group snapshot {group_snapshot_id}: its member {snapshot_id} is missing from its pool; restore it there, "
+            "or delete the group"
+        )
+
+
+class MemberOfGroup(HostvolError):
+    """A snapshot is deleted only with the group that it is a member of."""
+
+    def __init__(self, snapshot_id: str, group_snapshot_id: str) -> None:
+        super().__init__(
+            f"snapshot_id: {snapshot_id} is a member of group snapshot {group_snapshot_id} and goes only with it; "
+            "delete the group"
+        )
+
+
+class FreezeExpired(HostvolError):
+    """What was to be done while volumes are frozen takes longer than they may be."""
+
+    def __init__(self, volumes: str, seconds: float, budget_seconds: float) -> None:
+        super().__init__(
+            f"volumes {volumes}: still not done {seconds:.1f} s after the first was frozen, and none may be for longer "
+            f"than {budget_seconds:.0f} s; nothing was kept. Choose a time with less load, or fewer volumes, or "
+            "defragment the images"
+        )
+
+
+class FreezeBroken(HostvolError):
+    """Somebody else has thawed a volume that was held still."""
+
+    def __init__(self, volumes: str) -> None:
+        super().__init__(f"volumes {volumes}: thawed by somebody else while they were cut; repeat the call")
+
+
 class SourceBusy(HostvolError):
     """The content of a volume cannot be copied while something may write to it."""
 

@@ -11,6 +11,7 @@ from typing import NewType
 
 VolumeId = NewType("VolumeId", str)
 SnapshotId = NewType("SnapshotId", str)
+GroupId = NewType("GroupId", str)
 PoolName = NewType("PoolName", str)
 
 KIB = 1 << 10
@@ -254,7 +255,8 @@ class Snapshot:
     """The content of a volume at one time, with all that a volume made from it needs to know of its source.
 
     `size_bytes` is the source's capacity then, `created_at` the time of the cut in seconds since the epoch;
-    `is_ready` is false while the bytes are still being copied.
+    `is_ready` is false while the bytes are still being copied. A member of a group snapshot names it, and the pool that
+    has the group's record; else both are empty.
     """
 
     snapshot_id: SnapshotId
@@ -267,6 +269,8 @@ class Snapshot:
     created_at: float
     is_ready: bool
     lineage: str
+    group_snapshot_id: str = ""
+    group_pool: str = ""
 
     @property
     def object_id(self) -> str:
@@ -284,6 +288,34 @@ class Snapshot:
     @property
     def volume_type(self) -> VolumeType:
         return self.parameters.volume_type
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """A group snapshot as it is asked for."""
+
+    name: str
+    source_volume_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSnapshot:
+    """Snapshots of several volumes as of one instant, `created_at` (seconds since the epoch).
+
+    `snapshot_ids` are in the order of `source_volume_ids`, `pool` has the record. `is_leaving`: it is being deleted.
+    """
+
+    group_snapshot_id: GroupId
+    name: str
+    source_volume_ids: tuple[str, ...]
+    snapshot_ids: tuple[str, ...]
+    pool: PoolName
+    created_at: float
+    is_leaving: bool = False
+
+    @property
+    def object_id(self) -> str:
+        return self.group_snapshot_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from csi_driver.errors import HostvolError, NotReady, RecordDamaged, SnapshotNotFound, VolumeNotFound
-from csi_driver.model import Snapshot, Volume
+from csi_driver.errors import GroupNotFound, HostvolError, NotReady, RecordDamaged, SnapshotNotFound, VolumeNotFound
+from csi_driver.model import GroupSnapshot, Snapshot, Volume
 
 
 class Held(Protocol):
@@ -208,3 +208,10 @@ class SnapshotCatalogue(Index[Snapshot]):
 
     def __init__(self) -> None:
         super().__init__("snapshot", SnapshotNotFound)
+
+
+class GroupCatalogue(Index[GroupSnapshot]):
+    """The group snapshots."""
+
+    def __init__(self) -> None:
+        super().__init__("group snapshot", GroupNotFound)

@@ -13,6 +13,7 @@ from typing import Final
 
 from csi_driver.domain.backend import Backend
 from csi_driver.domain.contents import Contents
+from csi_driver.domain.freezing import Mounted
 from csi_driver.domain.pools import Pool
 from csi_driver.errors import SourceBusy, VolumeBusy
 from csi_driver.linux import mountinfo, sync
@@ -20,7 +21,7 @@ from csi_driver.model import Volume, VolumeType
 
 _log = logging.getLogger("hostvol.snapshots")
 _STALL_BUDGET_SECONDS: Final = 0.5
-_SECONDS_PER_EXTENT: Final = 17e-6
+SECONDS_PER_EXTENT: Final = 17e-6
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -48,13 +49,13 @@ def share(pool: Pool, volume: Volume, content_fd: int, object_fd: int) -> float:
     """The volume's content beside the record of a snapshot; returns the time of the cut."""
     contents = pool.contents(volume.volume_type)
     extents = contents.extent_count(content_fd)
-    if extents * _SECONDS_PER_EXTENT > _STALL_BUDGET_SECONDS:
+    if extents * SECONDS_PER_EXTENT > _STALL_BUDGET_SECONDS:
         _log.warning(
             "volume %s lies in %d extents: its writes wait about %.1f s for this cut; preallocate it and write it once "
             "in sequence, or defragment it",
             volume.volume_id,
             extents,
-            extents * _SECONDS_PER_EXTENT,
+            extents * SECONDS_PER_EXTENT,
         )
     cut_at, began = time.time(), time.monotonic()
     contents.share(content_fd, volume.capacity_bytes, object_fd)
@@ -78,17 +79,26 @@ def require_at_rest(pool: Pool, contents: Contents, volume: Volume, content_fd: 
         )
 
 
-def _synced(volume: Volume, backend: Backend) -> bool:
+def open_mounted(volume: Volume, backend: Backend) -> Mounted | None:
+    """The volume's filesystem where this driver can see it mounted; its descriptor is the caller's."""
     for entry in backend.mounts(volume):
         try:
             mounted_fd = os.open(entry.target, _OPEN)
         except OSError:
             continue
-        try:
-            # What is seen at the path may be another mount on top.
-            if backend.shows(volume, mountinfo.observe(mounted_fd)):
-                sync.sync_filesystem(mounted_fd)
-                return True
-        finally:
-            os.close(mounted_fd)
-    return False
+        # What is seen at the path may be another mount on top.
+        if backend.shows(volume, mountinfo.observe(mounted_fd)):
+            return Mounted(volume.volume_id, entry.target, entry.source, mounted_fd)
+        os.close(mounted_fd)
+    return None
+
+
+def _synced(volume: Volume, backend: Backend) -> bool:
+    mounted = open_mounted(volume, backend)
+    if mounted is None:
+        return False
+    try:
+        sync.sync_filesystem(mounted.fd)
+    finally:
+        os.close(mounted.fd)
+    return True

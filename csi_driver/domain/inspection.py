@@ -119,6 +119,7 @@ def quarantined_count(node: Node, pool: Pool) -> int:
     """Quarantined objects of one pool."""
     prefix = f"{pool.store.directory}/"
     damaged = [*node.catalogue.quarantined().values(), *node.snapshot_catalogue.quarantined().values()]
+    damaged += node.group_catalogue.quarantined().values()
     return sum(damage.path.startswith(prefix) for damage in damaged)
 
 

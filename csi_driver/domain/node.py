@@ -9,16 +9,21 @@ from typing import TypedDict
 from csi_driver.domain.amendment import Amendment
 from csi_driver.domain.arrivals import Arrivals
 from csi_driver.domain.block_lists import BlockLists
-from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
+from csi_driver.domain.catalogue import Catalogue, GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
 from csi_driver.domain.departures import Departures
 from csi_driver.domain.ephemeral import Ephemeral
 from csi_driver.domain.extension import Extension
+from csi_driver.domain.freezing import Freezing
+from csi_driver.domain.group_departures import GroupDepartures
+from csi_driver.domain.group_startup import GroupStartup
+from csi_driver.domain.groups import Groups
 from csi_driver.domain.growth import Growth
 from csi_driver.domain.health import Health
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.modification import Modification
+from csi_driver.domain.members import Members
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import PoolGrowth
 from csi_driver.domain.pools import PoolOptions, Pools
@@ -32,6 +37,7 @@ from csi_driver.domain.statistics import Statistics
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Undelete
+from csi_driver.domain.stills import Stills
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.linux import memory
@@ -45,6 +51,7 @@ class _Held(TypedDict):
     snapshots: SnapshotCatalogue
     claims: Claims
     copies: Copies
+    stills: Stills
 
 
 class Node:
@@ -66,6 +73,7 @@ class Node:
         self.pools = Pools()
         self.catalogue = Catalogue()
         self.snapshot_catalogue = SnapshotCatalogue()
+        self.group_catalogue = GroupCatalogue()
         self.claims = Claims()
         kinship = Kinship(self.catalogue, self.snapshot_catalogue)
         self.trash = self.pools.trash = Trash(self.claims, kinship)
@@ -80,17 +88,21 @@ class Node:
         amendment = Amendment(self.pools, self.catalogue)
         self.modification = Modification(self.pools, self.catalogue, self.claims, extension, amendment)
         self.growth = Growth(self.mounts, self.catalogue, self.claims, extension)
+        freezing = Freezing(state_dir)
         held: _Held = {
             "volumes": self.catalogue,
             "snapshots": self.snapshot_catalogue,
             "claims": self.claims,
             "copies": self.copies,
+            "stills": Stills(freezing),
         }
         self.block_lists = BlockLists(self.pools, self.snapshot_catalogue, self.claims)
         sources = Sources(node_id, self.pools, **held)
         self.departures = Departures(sources, Throttle(transfer_rate))
         self.arrivals = Arrivals(node_id, Throttle(transfer_rate))
-        self.snapshots = Snapshots(node_id, self.pools, **held, trash=self.trash)
+        self.snapshots = Snapshots(
+            node_id, self.pools, **held, groups=self.group_catalogue, trash=self.trash
+        )
         self.volumes = Volumes(
             node_id,
             self.pools,
@@ -109,6 +121,16 @@ class Node:
         self.undelete = Undelete(*known, trash=self.trash)
         self.rollback = Rollback(*known, trash=self.trash, sources=sources)
         self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)
+        leaving = GroupDepartures(self.pools, self.snapshot_catalogue, self.group_catalogue, self.claims)
+        self.groups = Groups(
+            node_id,
+            self.pools,
+            snapshots=self.snapshot_catalogue,
+            groups=self.group_catalogue,
+            claims=self.claims,
+            members=Members(node_id, self.pools, self.catalogue, self.claims, freezing),
+            departures=leaving,
+        )
         self._startup = Startup(
             pools,
             driver_name=driver_name,
@@ -119,6 +141,8 @@ class Node:
             kinship=kinship,
             resume=self.snapshots.resume,
             trash=self.trash,
+            groups=self.group_catalogue,
+            group_startup=GroupStartup(self.snapshot_catalogue, self.group_catalogue, leaving),
             mounts=self.mounts,
             extension=extension,
             amendment=amendment,

@@ -28,7 +28,7 @@ from csi_driver.domain.ledger import Ledger, Space, is_counted
 from csi_driver.durations import human_seconds
 from csi_driver.errors import InvalidField, NoRoom, NotReady, OperationPending, PoolRefused
 from csi_driver.linux import btrfs, filesystem, lock, mountinfo, reflink
-from csi_driver.model import PoolName, Volume, VolumeParameters, VolumeType
+from csi_driver.model import MIB, PoolName, Volume, VolumeParameters, VolumeType
 from csi_driver.store import backing, durable
 from csi_driver.store import pool as pool_store
 from csi_driver.store.backing import BackingRecord
@@ -41,6 +41,7 @@ _QUESTIONS = 32
 # How long space that was given back may take to count: btrfs and XFS free it in the background.
 _PATIENCE_SECONDS = 5.0
 _PAUSE_SECONDS = 0.05
+_FIRST_COPIED_PER_SECOND = 200.0 * MIB
 
 
 def initialise_pool(directory: str, driver_name: str) -> PoolIdentity | BackingRecord:
@@ -185,6 +186,8 @@ class Pool:
         self._image_contents = ImageContents(self.store, self.images, self.attachments)
         self._directory_contents = DirectoryContents(self.store, self._directory, lambda: self.images.can_reflink)
         self.last_cut = LastCut()
+        # What a copy of an image is expected to achieve, in bytes; learnt from the latest.
+        self.copied_per_second = _FIRST_COPIED_PER_SECOND
         # Given by Pools.add: pools on one filesystem share both.
         self.filesystem: PoolFilesystem
         self.ledger: Ledger

@@ -19,15 +19,18 @@ from typing import Final
 
 from csi_driver.backends import removal
 from csi_driver.domain import cuts, pages
-from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
+from csi_driver.domain.catalogue import Catalogue, GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
+from csi_driver.domain.group_departures import is_member_of
 from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.trash import Trash
 from csi_driver.durations import human_seconds
+from csi_driver.domain.stills import Stills
 from csi_driver.errors import (
     InsufficientCapacity,
+    MemberOfGroup,
     OperationPending,
     SnapshotConflict,
     SnapshotNotFound,
@@ -66,6 +69,8 @@ class Snapshots:
         claims: Claims,
         copies: Copies,
         trash: Trash,
+        stills: Stills,
+        groups: GroupCatalogue,
     ) -> None:
         self._node_id = node_id
         self._node_key = node_key(node_id)
@@ -75,6 +80,8 @@ class Snapshots:
         self._claims = claims
         self._copies = copies
         self._trash = trash
+        self._stills = stills
+        self._groups = groups
         self._disposal = Disposal()
 
     def create(self, spec: SnapshotSpec, deadline: float | None, *, is_accessible: bool = True) -> Snapshot:
@@ -96,7 +103,7 @@ class Snapshots:
     def delete(self, snapshot_id: str, deadline: float | None) -> None:
         """The snapshot is gone when this returns, and its data, unless it is retained. Idempotent.
 
-        Raises: OperationPending while a volume is made from it; RemainsHeld; RecordDamaged.
+        Raises: OperationPending while a volume is made from it; MemberOfGroup; RemainsHeld; RecordDamaged.
         """
         with self._slot_of(snapshot_id):
             self._claims.run(("snapshot", snapshot_id), "delete", deadline, lambda: self._delete(snapshot_id, deadline))
@@ -150,6 +157,8 @@ class Snapshots:
             pool.require_retention(self._parameters(spec, volume))
         if pool.contents(volume.volume_type).can_share:
             return self._cut(pool, spec)
+        if self._stills.is_wanted(pool, volume):
+            return self._copy_still(pool, spec)
         snapshot = self._planned(spec, volume, is_ready=False)
         self._copies.begin(pool, volume, snapshot)
         self._copies.wait(snapshot.snapshot_id, _soonest(deadline))
@@ -190,6 +199,24 @@ class Snapshots:
             self._snapshots.add(snapshot)
         return snapshot
 
+    def _copy_still(self, pool: Pool, spec: SnapshotSpec) -> Snapshot:
+        """The same where blocks cannot be shared: the volume is frozen while it is copied, if that is short."""
+        with ExitStack() as held:
+            held.enter_context(self._claims.reading(("volume", spec.source_volume_id)))
+            volume = self._source(spec)
+            contents = pool.contents(volume.volume_type)
+            content_fd = contents.open(pool.store.volumes_fd, volume.volume_id)
+            held.callback(os.close, content_fd)
+            planned = self._planned(spec, volume, is_ready=True, shares=False)
+            # Twice: once while it is frozen, and once into its place.
+            pool.ledger.admit_copy(planned.snapshot_id, pool.name, 2 * contents.size_bytes(content_fd), pool.overcommit)
+            held.callback(pool.ledger.copied, planned.snapshot_id, 0)
+            still_fd = self._stills.copy(pool, volume, content_fd)
+            held.callback(os.close, still_fd)
+            snapshot = self._built(pool, volume, still_fd, planned)
+            self._snapshots.add(snapshot)
+        return snapshot
+
     def _built(self, pool: Pool, volume: Volume, content_fd: int, planned: Snapshot) -> Snapshot:
         with ExitStack() as undo, ExitStack() as opened:
             undo.callback(_clear, pool, planned.snapshot_id)
@@ -197,7 +224,7 @@ class Snapshots:
             opened.callback(os.close, object_fd)
             crash_point("snapshot.begun")
             try:
-                cut_at = cuts.share(pool, volume, content_fd, object_fd)
+                cut_at = _filled(pool, volume, content_fd, object_fd)
             except OSError as cause:
                 if cause.errno not in _NO_SPACE:
                     raise
@@ -212,7 +239,7 @@ class Snapshots:
             undo.pop_all()
         return snapshot
 
-    def _planned(self, spec: SnapshotSpec, volume: Volume, *, is_ready: bool) -> Snapshot:
+    def _planned(self, spec: SnapshotSpec, volume: Volume, *, is_ready: bool, shares: bool = True) -> Snapshot:
         snapshot_id = SnapshotId(f"snap-{self._node_key}-{secrets.token_hex(8)}")
         return Snapshot(
             snapshot_id=snapshot_id,
@@ -225,7 +252,7 @@ class Snapshots:
             created_at=time.time(),
             is_ready=is_ready,
             # What is copied shares no block with its source.
-            lineage=volume.family if is_ready else snapshot_id,
+            lineage=volume.family if is_ready and shares else snapshot_id,
         )
 
     @staticmethod
@@ -261,6 +288,8 @@ class Snapshots:
         except SnapshotNotFound:
             self._disposal.clear(snapshot_id)
             return
+        if is_member_of(snapshot, self._groups):
+            raise MemberOfGroup(snapshot_id, snapshot.group_snapshot_id)
         pool = self._pools.get(snapshot.pool)
         pool.require_present()
         # One without content is of no use to anybody.
@@ -282,6 +311,16 @@ class Snapshots:
             # That of a directory may be a look at thousands of files, which the pool's keeper has time for.
             self._trash.measured(entry)
             self._trash.trim(pool)
+
+
+def _filled(pool: Pool, volume: Volume, content_fd: int, object_fd: int) -> float:
+    """The content beside the record of a snapshot; returns the time of the cut."""
+    contents = pool.contents(volume.volume_type)
+    if contents.can_share:
+        return cuts.share(pool, volume, content_fd, object_fd)
+    contents.copy(content_fd, volume.capacity_bytes, object_fd, lambda _: None)
+    # Of a file that nobody writes to any more: when it was made.
+    return os.fstat(content_fd).st_mtime
 
 
 def _clear(pool: Pool, snapshot_id: str) -> None:

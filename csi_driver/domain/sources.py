@@ -18,6 +18,7 @@ from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.progress import Progress
+from csi_driver.domain.stills import Stills
 from csi_driver.errors import (
     InvalidField,
     OperationPending,
@@ -88,6 +89,7 @@ class Sources:
         snapshots: SnapshotCatalogue,
         claims: Claims,
         copies: Copies,
+        stills: Stills,
     ) -> None:
         self._node_id = node_id
         self._pools = pools
@@ -95,6 +97,7 @@ class Sources:
         self._snapshots = snapshots
         self._claims = claims
         self._copies = copies
+        self._stills = stills
 
     @contextmanager
     def held(self, source: ContentSource, deadline: float | None) -> Iterator[Origin]:
@@ -153,10 +156,32 @@ class Sources:
         with ExitStack() as held:
             content_fd = origin.content_fd
             if origin.volume is not None:
-                content_fd = _prepared(origin, origin.volume, held, share=share)
+                content_fd = self._prepared(origin, origin.volume, held, share=share)
             what = f"volume {volume.volume_id}, from {volume.source.object_id if volume.source else '-'}"
             progress = Progress(what, 0 if share else contents.size_bytes(content_fd))
             contents.build(volume, content_fd, origin.size_bytes, object_fd, share=share, progress=progress)
+
+    def _prepared(self, origin: Origin, volume: Volume, held: ExitStack, *, share: bool) -> int:
+        """The content of a living volume, with all that was written before, so that it can be copied."""
+        contents = origin.pool.contents(volume.volume_type)
+        if share:
+            cuts.flush(origin.pool, volume)
+            cuts.admit(origin.pool, volume)
+            crash_point("clone.flushed")
+            return origin.content_fd
+        if contents.can_share and not contents.is_at_rest(volume, origin.content_fd):
+            cuts.flush(origin.pool, volume)
+            cuts.admit(origin.pool, volume)
+            still_fd = contents.still(volume, origin.content_fd)
+            if still_fd is not None:
+                held.callback(os.close, still_fd)
+                return still_fd
+        if self._stills.is_wanted(origin.pool, volume):
+            still_fd = self._stills.copy(origin.pool, volume, origin.content_fd)
+            held.callback(os.close, still_fd)
+            return still_fd
+        cuts.require_at_rest(origin.pool, contents, volume, origin.content_fd)
+        return origin.content_fd
 
     def _snapshot(self, snapshot_id: str, held: ExitStack, deadline: float | None) -> Origin:
         self._snapshots.get(snapshot_id)
@@ -209,25 +234,6 @@ def _inherited(spec: VolumeSpec, name: str, asked: Value, held: Value) -> Value:
     if name not in spec.inherits and asked != held:
         raise InvalidField(_FIELDS[name], asked, f"{held}, as the source has it")
     return held
-
-
-def _prepared(origin: Origin, volume: Volume, held: ExitStack, *, share: bool) -> int:
-    """The content of a living volume, with all that was written before, so that it can be copied."""
-    contents = origin.pool.contents(volume.volume_type)
-    if share:
-        cuts.flush(origin.pool, volume)
-        cuts.admit(origin.pool, volume)
-        crash_point("clone.flushed")
-        return origin.content_fd
-    if contents.can_share and not contents.is_at_rest(volume, origin.content_fd):
-        cuts.flush(origin.pool, volume)
-        cuts.admit(origin.pool, volume)
-        still_fd = contents.still(volume, origin.content_fd)
-        if still_fd is not None:
-            held.callback(os.close, still_fd)
-            return still_fd
-    cuts.require_at_rest(origin.pool, contents, volume, origin.content_fd)
-    return origin.content_fd
 
 
 def _cut(origin: Origin, volume: Volume, held: ExitStack) -> int:

@@ -18,8 +18,9 @@ from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.directory import QuotaKind, tend_quotas
 from csi_driver.domain.amendment import Amendment
-from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
+from csi_driver.domain.catalogue import Catalogue, GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.extension import Extension
+from csi_driver.domain.group_startup import GroupStartup
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import room_below
@@ -55,16 +56,20 @@ class Indexes:
     kinship: Kinship
     resume: Resume
     trash: Trash
+    groups: GroupCatalogue
+    group_startup: GroupStartup
 
     def miss(self, pool: str, reason: str) -> None:
         """The pool is not served: what is not known may be in it."""
         self.volumes.miss(pool, reason)
         self.snapshots.miss(pool, reason)
+        self.groups.miss(pool, reason)
 
     def found(self, pool: str) -> None:
         """All that the pool holds is known."""
         self.volumes.found(pool)
         self.snapshots.found(pool)
+        self.groups.found(pool)
 
 
 class Startup:
@@ -82,13 +87,15 @@ class Startup:
         kinship: Kinship,
         resume: Resume,
         trash: Trash,
+        groups: GroupCatalogue,
+        group_startup: GroupStartup,
         mounts: VolumeMounts,
         extension: Extension,
         amendment: Amendment,
     ) -> None:
         self._pools = pools
         self._stopped = threading.Event()
-        indexes = Indexes(catalogue, snapshots, kinship, resume, trash)
+        indexes = Indexes(catalogue, snapshots, kinship, resume, trash, groups, group_startup)
         loader = PoolLoader(
             driver_name,
             state_dir,
@@ -270,6 +277,7 @@ class PoolLoader:
         # The volumes are found by requests only after everything that is known of them.
         self._adopt_states(pool, {volume.volume_id for volume in volumes})
         self._indexes.snapshots.add_all(snapshots)
+        self._indexes.group_startup.take_over(pool)
         self._indexes.resume(pool, [one for one in snapshots if not one.is_ready], volumes)
         self._indexes.volumes.add_all(volumes)
         crash_point("startup.opened")

@@ -85,6 +85,21 @@ def clone_unnamed(source_fd: int, dir_fd: int) -> int:
     return target_fd
 
 
+def copy_unnamed(source_fd: int, dir_fd: int, *, progress: Callable[[int], None] | None = None) -> int:
+    """The same with blocks of its own, copied as by `copy_sparse`.
+
+    Raises:
+        OSError: as copy_sparse; what `progress` raises.
+    """
+    target_fd = _temporary_file(dir_fd)
+    try:
+        copy_sparse(source_fd, target_fd, progress=progress)
+    except BaseException:
+        os.close(target_fd)
+        raise
+    return target_fd
+
+
 def copy_sparse(source_fd: int, target_fd: int, *, progress: Callable[[int], None] | None = None) -> int:
     """Copy a file's data into an empty one and leave its holes holes; return the bytes copied.
 

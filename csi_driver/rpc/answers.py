@@ -9,7 +9,7 @@ from csi_driver.domain import pages
 from csi_driver.domain.capabilities import check_capability
 from csi_driver.domain.troubles import Severity, Trouble
 from csi_driver.errors import HostvolError, InvalidField, MissingField
-from csi_driver.model import Snapshot, SourceKind, Usage, Volume
+from csi_driver.model import GroupSnapshot, Snapshot, SourceKind, Usage, Volume
 from csi_driver.pb import csi_pb2
 from csi_driver.rpc import mutable, parameters, parsing
 
@@ -37,9 +37,20 @@ def snapshot(held: Snapshot, topology: Mapping[str, str]) -> csi_pb2.Snapshot:
         source_volume_id=held.source_volume_id,
         size_bytes=held.size_bytes,
         ready_to_use=held.is_ready,
+        group_snapshot_id=held.group_snapshot_id,
     )
     message.creation_time.FromNanoseconds(int(held.created_at * 1e9))
     message.accessible_topology.add().segments.update(topology)
+    return message
+
+
+def group_snapshot(
+    held: GroupSnapshot, members: Iterable[Snapshot], topology: Mapping[str, str]
+) -> csi_pb2.VolumeGroupSnapshot:
+    """The group with all its members; a group is ready from its beginning."""
+    message = csi_pb2.VolumeGroupSnapshot(group_snapshot_id=held.group_snapshot_id, ready_to_use=True)
+    message.creation_time.FromNanoseconds(int(held.created_at * 1e9))
+    message.snapshots.extend(snapshot(one, topology) for one in members)
     return message
 
 

@@ -28,7 +28,7 @@ from csi_driver.rpc.limits import check_limits
 from csi_driver.rpc.redaction import redacted
 
 _log = logging.getLogger("hostvol.rpc")
-_OBJECT_FIELDS = ("volume_id", "name", "snapshot_id", "target_snapshot_id", "source_volume_id")
+_OBJECT_FIELDS = ("volume_id", "name", "snapshot_id", "target_snapshot_id", "source_volume_id", "group_snapshot_id")
 # A call that waits for another one answers a little before its caller gives up, so that the answer is still heard.
 _ANSWER_SECONDS = 0.1
 _FOR_EVER_SECONDS = 1e8

@@ -10,6 +10,7 @@ from csi_driver.rpc.edge import Call
 
 _SERVICES = (
     csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE,
+    csi_pb2.PluginCapability.Service.GROUP_CONTROLLER_SERVICE,
     csi_pb2.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS,
     csi_pb2.PluginCapability.Service.SNAPSHOT_METADATA_SERVICE,
     csi_pb2.PluginCapability.Service.SNAPSHOT_ACCESSIBILITY_CONSTRAINTS,

@@ -15,6 +15,7 @@ from csi_driver.model import (
     AccessType,
     CapacityRange,
     ContentSource,
+    GroupSpec,
     Publication,
     SnapshotSpec,
     SourceKind,
@@ -32,6 +33,8 @@ _ALLOWED_MODES: Final = ", ".join(AccessMode)
 _MAX_INT64: Final = (1 << 63) - 1
 # Spec: CreateVolumeRequest.name; tab, line feed and carriage return are allowed there. A name never becomes a path.
 _BANNED: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# All of them are frozen within one budget, and all their ids stand in one record.
+_MOST_MEMBERS: Final = 64
 _VOLUME_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -99,6 +102,32 @@ def given(field: str, value: str) -> str:
     Raises: MissingField.
     """
     return _require(field, value)
+
+
+def group_spec(request: csi_pb2.CreateVolumeGroupSnapshotRequest) -> GroupSpec:
+    """What a CreateVolumeGroupSnapshot asks for.
+
+    Raises: InvalidField, MissingField.
+    """
+    asked_name = name(request.name)
+    if not request.source_volume_ids:
+        raise MissingField("source_volume_ids")
+    if len(request.source_volume_ids) > _MOST_MEMBERS:
+        raise InvalidField("source_volume_ids", len(request.source_volume_ids), f"at most {_MOST_MEMBERS} volumes")
+    sources = tuple(volume_id(one, "source_volume_ids") for one in request.source_volume_ids)
+    for one in sources:
+        if sources.count(one) > 1:
+            raise InvalidField("source_volume_ids", one, "each volume once")
+    class_parameters.check_snapshot(request.parameters)
+    return GroupSpec(asked_name, sources)
+
+
+def group_members(
+    request: csi_pb2.DeleteVolumeGroupSnapshotRequest | csi_pb2.GetVolumeGroupSnapshotRequest,
+) -> tuple[str, tuple[str, ...]]:
+    """The id of a group snapshot, and those of its members as far as the caller names them."""
+    group_id = volume_id(request.group_snapshot_id, "group_snapshot_id")
+    return group_id, tuple(volume_id(one, "snapshot_ids") for one in request.snapshot_ids)
 
 
 def path(field: str, value: str) -> str:

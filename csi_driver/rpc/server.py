@@ -21,6 +21,7 @@ from csi_driver.rpc import endpoint
 from csi_driver.rpc.admin import AdminServicer
 from csi_driver.rpc.controller import ControllerServicer
 from csi_driver.rpc.edge import Dispatcher, Edge
+from csi_driver.rpc.group_controller import GroupControllerServicer
 from csi_driver.rpc.holder import HolderServicer
 from csi_driver.rpc.identity import IdentityServicer
 from csi_driver.rpc.node import NodeServicer
@@ -34,9 +35,12 @@ _STATISTICS = frozenset(
         "ControllerGetVolumeHealth",
         "ControllerListVolumeHealth",
         *("ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GetCapacity", "ListTrash"),
+        "GetVolumeGroupSnapshot",
     }
 )
-_INSTANT = frozenset({"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities"})
+_INSTANT = frozenset(
+    {"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities", "GroupControllerGetCapabilities"}
+)
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.so_reuseport", 0),
@@ -97,6 +101,9 @@ class NodeServer:
                     SnapshotMetadataServicer(node),
                     lambda _: self._streams,
                     node.require_ready,
+                ),
+                edge.handler(
+                    services["GroupController"], GroupControllerServicer(node), self._threads, node.require_ready
                 ),
                 edge.handler(services["Node"], NodeServicer(node), self._threads, node.require_ready),
                 edge.handler(admin, AdminServicer(node), lambda _: self._statistics, node.require_ready),

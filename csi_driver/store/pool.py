@@ -3,6 +3,7 @@
 <pool>/hostvol-pool.json   identity; without it the directory is refused, so an unmounted disk is never written to
        volumes/<id>/       live volumes: record.json beside disk.img or data/
        snapshots/<id>/     snapshots, alike; without content while that is still being copied
+       groups/<id>.json    records of group snapshots, whose members are snapshots
        trash/<id>@<time>/  deleted objects during their retention; the end of a name says what else they are:
                            .kept a retired duplicate, .replaced content that a rollback replaced (an operator decides),
                            .out on its way out, .rollback-<token> about to take the place of a volume's content
@@ -24,11 +25,14 @@ from csi_driver.store import durable, records
 
 IDENTITY = "hostvol-pool.json"
 VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP = "volumes", "snapshots", "trash", "templates", "tmp"
+GROUPS = "groups"
 # The ends of names in the trash. Only what is on its way out is cleared whatever it holds.
 KEPT, REPLACED, OUT, ROLLBACK = ".kept", ".replaced", ".out", ".rollback-"
-_ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP)
+_ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP, GROUPS)
 # What is to be written into the image of the volume whose id stands before it.
 REDO_SUFFIX = ".redo"
+# A snapshot whose group decides, at a start, whether it was made.
+MEMBER_SUFFIX = ".member"
 _LIMIT_BYTES = 4096
 
 
@@ -38,6 +42,11 @@ class PoolIdentity:
 
     pool_uuid: str
     driver_name: str
+
+
+def member_name(snapshot_id: str) -> str:
+    """What a member of a group is called under `tmp/`."""
+    return f"{snapshot_id}{MEMBER_SUFFIX}"
 
 
 def initialise(root_fd: int, directory: str, driver_name: str) -> PoolIdentity:
@@ -73,7 +82,7 @@ def _write_identity(root: int, directory: str, driver_name: str) -> PoolIdentity
     # An earlier attempt that was cut short may have left the rooms or the temporary file of the identity.
     expected = {"lost+found", f"{IDENTITY}.new", *_ROOMS}
     strangers = [name for name in os.listdir(root) if name not in expected]
-    strangers += [f"{room}/{name}" for room in (VOLUMES, SNAPSHOTS, TRASH) for name in _content(root, room)]
+    strangers += [f"{room}/{name}" for room in (VOLUMES, SNAPSHOTS, TRASH, GROUPS) for name in _content(root, room)]
     if strangers:
         raise PoolRefused(directory, f"it is not empty ({strangers[0]!r}); a new pool needs an empty directory")
     os.fchmod(root, 0o700)
@@ -137,16 +146,19 @@ class PoolDirectory:
         except BaseException:
             os.close(self.root_fd)
             raise
-        self.volumes_fd, self.snapshots_fd, self.trash_fd, self.templates_fd, self.tmp_fd = rooms.values()
+        self.volumes_fd, self.snapshots_fd, self.trash_fd, self.templates_fd, self.tmp_fd, self.groups_fd = (
+            rooms.values()
+        )
         self.device = os.fstat(self.root_fd).st_dev
         # Listed before the first request: what is built later is not among them.
         self.leftovers_at_open = self._leftovers()
+        self.members_at_open = [name for name in os.listdir(self.tmp_fd) if name.endswith(MEMBER_SUFFIX)]
 
     def close(self) -> None:
         """Close every descriptor; the object is unusable afterwards."""
-        for descriptor in (self.volumes_fd, self.snapshots_fd, self.trash_fd, self.templates_fd, self.tmp_fd):
+        rooms = (self.volumes_fd, self.snapshots_fd, self.trash_fd, self.templates_fd, self.tmp_fd, self.groups_fd)
+        for descriptor in (*rooms, self.root_fd):
             os.close(descriptor)
-        os.close(self.root_fd)
 
     def path_of(self, volume_id: str) -> str:
         """The absolute path of a live volume's directory, for messages and for tools that take only paths."""
@@ -175,6 +187,10 @@ class PoolDirectory:
     def commit_snapshot(self, object_id: str, object_fd: int) -> None:
         """Give a finished snapshot its place, whole and durable, in one rename."""
         self._commit(object_id, object_fd, self.snapshots_fd)
+
+    def place_member(self, snapshot_id: str) -> None:
+        """Give a member of a group that is built and durable its place, durably."""
+        self._move(member_name(snapshot_id), self.tmp_fd, snapshot_id, self.snapshots_fd)
 
     def move_in(self, entry: str, source_fd: int, object_fd: int) -> None:
         """Move the content that was built in one object's directory into that of another, durably."""
@@ -228,6 +244,23 @@ class PoolDirectory:
         """The names of all directories under `snapshots/`, in no order."""
         return _names(self.snapshots_fd)
 
+    def group_names(self) -> list[str]:
+        """The files under `groups/`, but for those that an interrupted write left."""
+        return [name for name in os.listdir(self.groups_fd) if name.endswith(records.GROUP_SUFFIX)]
+
+    def leftover_group_names(self) -> list[str]:
+        """What an interrupted write of a record left under `groups/`."""
+        return [name for name in os.listdir(self.groups_fd) if not name.endswith(records.GROUP_SUFFIX)]
+
+    def forget_group(self, group_snapshot_id: str) -> None:
+        """The record of a group is gone, durably. Idempotent."""
+        durable.unlink_if_there(self.groups_fd, records.group_name(group_snapshot_id))
+        os.fsync(self.groups_fd)
+
+    def group_path(self, name: str) -> str:
+        """The absolute path of a group's record, for messages."""
+        return f"{self.directory}/{GROUPS}/{name}"
+
     def _commit(self, object_id: str, object_fd: int, room_fd: int) -> None:
         os.fsync(object_fd)
         crash_point("commit.object_synced")
@@ -248,7 +281,7 @@ class PoolDirectory:
 
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and those on their way out, as (room descriptor, name)."""
-        building = [(self.tmp_fd, name) for name in os.listdir(self.tmp_fd) if not name.endswith(REDO_SUFFIX)]
+        building = [(self.tmp_fd, name) for name in os.listdir(self.tmp_fd) if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX))]
         return building + [(self.trash_fd, name) for name in os.listdir(self.trash_fd) if name.endswith(OUT)]
 
     def kept_names(self) -> list[str]:

@@ -13,6 +13,8 @@ from csi_driver.errors import RecordDamaged
 from csi_driver.model import (
     AccessType,
     ContentSource,
+    GroupId,
+    GroupSnapshot,
     PoolName,
     Provisioning,
     QuotaPolicy,
@@ -29,7 +31,9 @@ from csi_driver.store import durable
 
 SCHEMA = 1
 RECORD = "record.json"
+GROUP_SUFFIX = ".json"
 _LIMIT_BYTES = 16384
+_NO_GROUP = {"id": "", "pool": ""}
 _NAME = re.compile(rb'"name":("(?:[^"\\]|\\.)*")')
 
 
@@ -69,6 +73,47 @@ def write_volume(dir_fd: int, volume: Volume) -> None:
 def write_snapshot(dir_fd: int, snapshot: Snapshot) -> None:
     """Write the first record of a snapshot that is being built; fsynced, its directory entry is not."""
     durable.write_new(dir_fd, RECORD, seal("snapshot", _snapshot_body(snapshot)))
+
+
+def read_member(dir_fd: int, directory: str, where: str) -> Snapshot:
+    """The snapshot whose record lies in `directory`, which is not its place yet.
+
+    Raises: RecordDamaged for whatever is wrong with it, a missing record included.
+    """
+    return _snapshot_from(_read(dir_fd, directory, "snapshot", where), where)
+
+
+def write_group(groups_fd: int, group: GroupSnapshot) -> None:
+    """Put the record of a group into its place, or in the place of the one that is there, durably."""
+    durable.replace(groups_fd, group_name(group.group_snapshot_id), seal("group", _group_body(group)))
+
+
+def read_group(groups_fd: int, name: str, where: str) -> GroupSnapshot:
+    """The group whose record is the file `name`.
+
+    Raises: RecordDamaged for whatever is wrong with it.
+    """
+    try:
+        content = durable.read_small(groups_fd, name, limit_bytes=_LIMIT_BYTES)
+    except (ValueError, OSError) as cause:
+        raise RecordDamaged(where, f"it cannot be read: {cause}") from cause
+    group = _group_from(unseal(content, "group", where), where)
+    if group_name(group.group_snapshot_id) != name:
+        raise RecordDamaged(where, f"it belongs to {group.group_snapshot_id}")
+    return group
+
+
+def claimed_group_name(groups_fd: int, name: str) -> str:
+    """The name that the damaged record of a group seems to say; empty when nothing can be made out."""
+    try:
+        return _claimed(durable.read_small(groups_fd, name, limit_bytes=_LIMIT_BYTES))
+    except (OSError, ValueError):
+        return ""
+
+
+def group_name(group_snapshot_id: str) -> str:
+    """The file that has the record of a group."""
+    return f"{group_snapshot_id}{GROUP_SUFFIX}"
 
 
 def replace_snapshot(dir_fd: int, snapshot: Snapshot) -> None:
@@ -135,6 +180,10 @@ def claimed_name(dir_fd: int, directory: str) -> str:
         content = _content(dir_fd, directory)
     except (OSError, ValueError):
         return ""
+    return _claimed(content)
+
+
+def _claimed(content: bytes) -> str:
     match = _NAME.search(content)
     try:
         return str(json.loads(match[1])) if match is not None else ""
@@ -193,7 +242,9 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
 
 
 def _snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
+    of_group = {"group": {"id": snapshot.group_snapshot_id, "pool": snapshot.group_pool}}
     return {
+        **(of_group if snapshot.group_snapshot_id else {}),
         "snapshot_id": snapshot.snapshot_id,
         "name": snapshot.name,
         "source_volume_id": snapshot.source_volume_id,
@@ -204,6 +255,18 @@ def _snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
         "is_ready": snapshot.is_ready,
         "lineage": snapshot.lineage,
         **_parameters_body(snapshot.parameters),
+    }
+
+
+def _group_body(group: GroupSnapshot) -> dict[str, Any]:
+    return {
+        "group_snapshot_id": group.group_snapshot_id,
+        "name": group.name,
+        "source_volume_ids": list(group.source_volume_ids),
+        "snapshot_ids": list(group.snapshot_ids),
+        "pool": group.pool,
+        "created_at": group.created_at,
+        "is_leaving": group.is_leaving,
     }
 
 
@@ -260,6 +323,23 @@ def _snapshot_from(body: dict[str, Any], where: str) -> Snapshot:
             created_at=float(body["created_at"]),
             is_ready=bool(body["is_ready"]),
             lineage=str(body["lineage"]),
+            group_snapshot_id=str(body.get("group", _NO_GROUP)["id"]),
+            group_pool=sys.intern(str(body.get("group", _NO_GROUP)["pool"])),
+        )
+    except (KeyError, ValueError, TypeError) as cause:
+        raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
+
+
+def _group_from(body: dict[str, Any], where: str) -> GroupSnapshot:
+    try:
+        return GroupSnapshot(
+            group_snapshot_id=GroupId(body["group_snapshot_id"]),
+            name=body["name"],
+            source_volume_ids=tuple(map(str, body["source_volume_ids"])),
+            snapshot_ids=tuple(map(str, body["snapshot_ids"])),
+            pool=PoolName(sys.intern(body["pool"])),
+            created_at=float(body["created_at"]),
+            is_leaving=bool(body["is_leaving"]),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause

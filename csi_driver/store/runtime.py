@@ -19,6 +19,12 @@ _LIMIT_BYTES = 60000
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
+def boot_id() -> str:
+    """What changes with every boot of the machine, and only then; in a container it is the machine's."""
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
 @dataclass(slots=True)
 class RuntimeState:
     """The requests behind the mounts of one volume; it may name mounts that are gone, never miss one of ours."""
@@ -40,8 +46,7 @@ class RuntimeDirectory:
         path = os.path.join(state_dir, "volumes", pool_uuid)
         os.makedirs(path, mode=0o700, exist_ok=True)
         self._fd = durable.open_directory(path)
-        with open(_BOOT_ID, encoding="ascii") as file:
-            self._boot_id = file.read().strip()
+        self._boot_id = boot_id()
 
     def close(self) -> None:
         os.close(self._fd)
