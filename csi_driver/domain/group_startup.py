@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from csi_driver.backends import removal
 from csi_driver.domain.catalogue import GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.group_departures import GroupDepartures
 from csi_driver.domain.pools import Pool
@@ -41,6 +42,10 @@ class GroupStartup:
             self._load(pool)
             self._undecided += [(pool, name) for name in pool.store.members_at_open]
             self._undecided = [one for one in self._undecided if not self._decided(*one)]
+
+    def settle(self) -> None:
+        """Take away the groups that are leaving, now that one pool more is known to hold no other snapshots."""
+        with self._lock:
             for group in self._departures.waiting():
                 self._finish(group)
 
@@ -72,9 +77,9 @@ class GroupStartup:
                 crash_point("group.member_settled")
                 self._snapshots.add(member)
             else:
-                pool.clear_later(pool.store.tmp_fd, name)
+                removal.clear(pool.store.tmp_fd, name)
         except OSError as cause:
-            _log.error("snapshot %s cannot be given its place: %s", snapshot_id, cause)
+            _log.error("snapshot %s cannot be given its place, or cleared away: %s", snapshot_id, cause)
             return False
         return True
 

@@ -187,6 +187,7 @@ class _Keeper(threading.Thread):
             return None
         self.refusal = None
         self._indexes.found(self._options.name)
+        self._indexes.group_startup.settle()
         return pool
 
     def _refuse(self, reason: str) -> None:

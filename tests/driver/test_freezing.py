@@ -1,9 +1,9 @@
 """A frozen volume never stays so, whoever is killed.
 
-- The driver killed by SIGKILL in the middle of a freeze, at each of its steps: the guardian thaws, and writes go on before
-  anybody starts the driver again; the next start finds nothing half-made.
-- The guardian killed: the driver thaws. The driver still at it at the end of the budget: the guardian thaws, and what was
-  done is void.
+- The driver killed by SIGKILL in the middle of a freeze, at each of its steps: the guardian thaws, and writes go on
+  before anybody starts the driver again; the next start finds nothing half-made.
+- The guardian killed: the driver thaws. The driver still at it at the end of the budget: the guardian thaws, and what
+  was done is void.
 - Both killed: the next start thaws what the intent names, before it serves; an intent of another boot, of a device that
   is not there, or that cannot be read is forgotten, and thaws nothing.
 - A volume that somebody else has frozen is refused, and stays as he left it.
@@ -19,7 +19,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

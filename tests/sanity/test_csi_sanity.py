@@ -45,14 +45,6 @@ SKIPPED: dict[str, set[str]] = {
     "ControllerUnpublishVolume not supported": {
         "Controller Service ControllerUnpublishVolume should fail when no volume id is provided",
     },
-    "GroupControllerService not supported": {
-        "GroupController Service GroupControllerGetCapabilities should return appropriate capabilities",
-        "GroupController Service CreateVolumeGroupSnapshot should fail when no name is provided",
-        "GroupController Service DeleteVolumeGroupSnapshot should fail when no volume id is provided",
-        "GroupController Service DeleteVolumeGroupSnapshot should succeed when an invalid volume id is used",
-        "GroupController Service GetVolumeGroupSnapshot should fail when an invalid volume id is used",
-        "GroupController Service GetVolumeGroupSnapshot should fail when no volume id is provided",
-    },
 }
 # csi-sanity itself has switched this one off.
 PENDING = {
