@@ -22,8 +22,8 @@ from csi_driver.domain.groups import Groups
 from csi_driver.domain.growth import Growth
 from csi_driver.domain.health import Health
 from csi_driver.domain.kinship import Kinship
-from csi_driver.domain.modification import Modification
 from csi_driver.domain.members import Members
+from csi_driver.domain.modification import Modification
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import PoolGrowth
 from csi_driver.domain.pools import PoolOptions, Pools
@@ -38,6 +38,7 @@ from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Undelete
 from csi_driver.domain.stills import Stills
+from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.linux import memory

@@ -22,8 +22,8 @@ from csi_driver.domain import cuts, pages
 from csi_driver.domain.catalogue import Catalogue, GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
-from csi_driver.domain.group_departures import is_member_of
 from csi_driver.domain.disposal import Disposal
+from csi_driver.domain.group_departures import is_member_of
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.trash import Trash
 from csi_driver.durations import human_seconds

@@ -254,6 +254,21 @@ def test_a_sidecar_comes_and_goes_with_its_privileges(name: str) -> None:
     assert lease.startswith(f"external-{name}-")
 
 
+def test_group_snapshots_come_and_go_with_their_class_and_their_privileges() -> None:
+    def rendered(groups: bool) -> Objects:
+        return render({"sidecars": {"snapshotter": {"enabled": True, "groups": groups}}})
+
+    without, with_them = rendered(False), rendered(True)
+    assert with_them.keys() - without.keys() == {("VolumeGroupSnapshotClass", "hostvol")}
+    gate = "--feature-gates=CSIVolumeGroupSnapshot=true"
+    assert [gate in container(one[CONTROLLER], "snapshotter")["args"] for one in (without, with_them)] == [False, True]
+    groups = [
+        {group for rule in one["ClusterRole", "hostvol-snapshotter"]["rules"] for group in rule["apiGroups"]}
+        for one in (without, with_them)
+    ]
+    assert groups[1] - groups[0] == {"groupsnapshot.storage.k8s.io"}
+
+
 def leases_of(objects: Objects) -> list[str]:
     rules = objects["Role", "hostvol-controller"]["rules"]
     [names] = [rule["resourceNames"] for rule in rules if rule["resources"] == ["leases"] and "resourceNames" in rule]

@@ -167,6 +167,8 @@ class Kubernetes:
         """`helm upgrade --install` of the chart in the tree; returns when all pods are ready."""
         repository, _, tag = (image or self.settings.image).rpartition(":")
         snapshots = ("--set", "sidecars.snapshotter.enabled=true") if self.has_snapshots() else ()
+        if self.has_group_snapshots():
+            snapshots += ("--set", "sidecars.snapshotter.groups=true")
         return self.helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace"),
             *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
@@ -176,6 +178,11 @@ class Kubernetes:
     def has_snapshots(self) -> bool:
         """Whether the cluster knows VolumeSnapshots."""
         return "volumesnapshots" in self.kubectl("api-resources", "--api-group=snapshot.storage.k8s.io", "-o", "name")
+
+    def has_group_snapshots(self) -> bool:
+        """Whether the cluster knows VolumeGroupSnapshots."""
+        known = self.kubectl("api-resources", "--api-group=groupsnapshot.storage.k8s.io", "-o", "name")
+        return "volumegroupsnapshots" in known
 
     def uninstall(self) -> str:
         return self.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "120s")
