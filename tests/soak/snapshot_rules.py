@@ -110,7 +110,10 @@ class SnapshotRules(RuleBasedStateMachine):
         held = self.cuts.get(cut)
         if held is None:
             self.refuse_missing(name, snapshot_id="snap-nobody")
-            return
+        else:
+            self.restore_from(name, held, size, loss)
+
+    def restore_from(self, name: str, held: SnapshotModel, size: int, loss: str) -> None:
         content = csi_pb2.VolumeContentSource()
         content.snapshot.snapshot_id = held.snapshot_id
         self.copy(name, held, content, source_id=held.snapshot_id, size=size, allowed={Code.OK}, loss=loss)
@@ -170,7 +173,11 @@ class SnapshotRules(RuleBasedStateMachine):
     @invariant()
     def the_snapshots_are_the_models(self) -> None:
         listed = [entry.snapshot.snapshot_id for entry in self.driver.call("ListSnapshots").entries]
-        assert sorted(listed) == sorted(held.snapshot_id for held in self.cuts.values())
+        assert sorted(listed) == sorted(self.modelled_snapshots())
+
+    def modelled_snapshots(self) -> list[str]:
+        """The ids of all that must be in the list."""
+        return [held.snapshot_id for held in self.cuts.values()]
 
     def drop_snapshots(self) -> None:
         """Before the end, when nothing may be left."""

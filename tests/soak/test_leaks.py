@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ KINDS: dict[str, dict[str, Any]] = {
 STEPS = (
     *("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete"),
     *("snapshot", "restore", "clone", "delete snapshot", "delete copy", "modify"),
-    *("undelete", "rollback", "purge"),
+    *("undelete", "rollback", "purge", "group", "delete group"),
 )
-CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2, 2, 2, 1)
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2, 2, 2, 1, 3, 2)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -76,6 +77,8 @@ ALLOWED = {
     "undelete": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
     "rollback": ALWAYS | {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
     "purge": ALWAYS | {Code.NOT_FOUND},
+    "group": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    "delete group": ALWAYS,
 }
 
 
@@ -174,6 +177,9 @@ class Storm:
 
     def drain(self) -> None:
         """Take down whatever there is, as the mount table and the lists tell it."""
+        for group_id in groups(self.driver):
+            call = partial(self.driver.call, "DeleteVolumeGroupSnapshot", group_snapshot_id=group_id)
+            self.insist(call)
         for entry in self.driver.call("ListSnapshots").entries:
             snapshot_id = entry.snapshot.snapshot_id
             self.insist(lambda snapshot_id=snapshot_id: self.driver.call("DeleteSnapshot", snapshot_id=snapshot_id))
@@ -238,8 +244,25 @@ def clone(workload: Workload, name: str, timeout: float) -> None:
     copy(workload, name, timeout, content)
 
 
+def groups(driver: Driver) -> list[str]:
+    found = {entry.snapshot.group_snapshot_id for entry in driver.call("ListSnapshots").entries}
+    return sorted(found - {""})
+
+
+def group(workload: Workload, name: str, timeout: float) -> None:
+    asked = {"name": f"group-{name}", "source_volume_ids": [workload.volume_id]}
+    workload.driver.call("CreateVolumeGroupSnapshot", timeout=timeout, **asked)
+
+
+def delete_group(workload: Workload, name: str, timeout: float) -> None:
+    group_id = next(iter(groups(workload.driver)), "grp-nobody")
+    workload.driver.call("DeleteVolumeGroupSnapshot", group_snapshot_id=group_id, timeout=timeout)
+
+
 def delete_snapshot(workload: Workload, name: str, timeout: float) -> None:
-    snapshot_id = next(iter(snapshot_ids(workload)), "snap-nobody")
+    found = workload.driver.call("ListSnapshots", source_volume_id=workload.volume_id).entries
+    alone = [entry.snapshot.snapshot_id for entry in found if not entry.snapshot.group_snapshot_id]
+    snapshot_id = next(iter(alone), "snap-nobody")
     workload.driver.call("DeleteSnapshot", snapshot_id=snapshot_id, timeout=timeout)
 
 
@@ -279,6 +302,8 @@ COPYING: dict[str, Callable[[Workload, str, float], None]] = {
     "undelete": undelete,
     "rollback": rollback,
     "purge": purge,
+    "group": group,
+    "delete group": delete_group,
 }
 
 

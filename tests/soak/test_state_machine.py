@@ -37,9 +37,9 @@ from hypothesis.stateful import (
 from csi_driver.linux import growth
 from csi_driver.pb import admin_pb2, csi_pb2
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PodVolume, PoolPlace, capability, create_request
+from tests.soak.group_rules import GroupRules
 from tests.soak.modify_rules import ModifyRules
 from tests.soak.observing import assert_nothing_remains, mount_table
-from tests.soak.snapshot_rules import SnapshotRules
 from tests.soak.trash_rules import TrashRules
 
 EXAMPLES = int(os.environ.get("HOSTVOL_EXAMPLES", "40"))
@@ -134,7 +134,7 @@ flags = st.sampled_from(((), (), ("noatime",)))
 losses = st.sampled_from(("", "", "", "", "", "deadline", "cancel", "kill"))
 
 
-class Machine(SnapshotRules, ModifyRules, TrashRules):
+class Machine(GroupRules, ModifyRules, TrashRules):
     """One node with a few names, paths and targets, small enough that rules often meet the same volume."""
 
     driver: ClassVar[Driver]
