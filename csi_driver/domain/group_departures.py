@@ -23,7 +23,16 @@ from csi_driver.store import records
 class GroupDepartures:
     """The groups that are being deleted. The caller holds the claim of the group."""
 
-    def __init__(self, pools: Pools, snapshots: SnapshotCatalogue, groups: GroupCatalogue, claims: Claims) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        snapshots: SnapshotCatalogue,
+        groups: GroupCatalogue,
+        claims: Claims,
+        retain: Callable[[Pool, Snapshot], None],
+    ) -> None:
+        """`retain` moves a snapshot into the trash for its retention."""
+        self._retain = retain
         self._pools = pools
         self._snapshots = snapshots
         self._groups = groups
@@ -99,8 +108,12 @@ class GroupDepartures:
         except SnapshotNotFound:
             return
         pool = self._pools.get(snapshot.pool)
-        self._disposal.take(snapshot_id, pool, pool.store.discard_snapshot(snapshot_id))
-        self._snapshots.remove(snapshot)
+        if snapshot.parameters.retention_seconds:
+            # Brought back without its group, which is gone, it is a snapshot like any other.
+            self._retain(pool, snapshot)
+        else:
+            self._disposal.take(snapshot_id, pool, pool.store.discard_snapshot(snapshot_id))
+            self._snapshots.remove(snapshot)
         crash_point("group.member_discarded")
 
     def _with_claims(

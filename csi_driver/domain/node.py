@@ -34,11 +34,10 @@ from csi_driver.domain.sources import Sources
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.startup import Startup
 from csi_driver.domain.statistics import Statistics
+from csi_driver.domain.stills import Stills
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Undelete
-from csi_driver.domain.stills import Stills
-from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import NotReady
 from csi_driver.linux import memory
@@ -101,9 +100,7 @@ class Node:
         sources = Sources(node_id, self.pools, **held)
         self.departures = Departures(sources, Throttle(transfer_rate))
         self.arrivals = Arrivals(node_id, Throttle(transfer_rate))
-        self.snapshots = Snapshots(
-            node_id, self.pools, **held, groups=self.group_catalogue, trash=self.trash
-        )
+        self.snapshots = Snapshots(node_id, self.pools, **held, groups=self.group_catalogue, trash=self.trash)
         self.volumes = Volumes(
             node_id,
             self.pools,
@@ -122,7 +119,9 @@ class Node:
         self.undelete = Undelete(*known, trash=self.trash)
         self.rollback = Rollback(*known, trash=self.trash, sources=sources)
         self.ephemeral = Ephemeral(self.mounts, self.staging, self.volumes, self.catalogue, self.claims)
-        leaving = GroupDepartures(self.pools, self.snapshot_catalogue, self.group_catalogue, self.claims)
+        leaving = GroupDepartures(
+            self.pools, self.snapshot_catalogue, self.group_catalogue, self.claims, self.snapshots.retain
+        )
         self.groups = Groups(
             node_id,
             self.pools,

@@ -25,9 +25,9 @@ from csi_driver.domain.copies import Copies
 from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.group_departures import is_member_of
 from csi_driver.domain.pools import Pool, Pools
+from csi_driver.domain.stills import Stills
 from csi_driver.domain.trash import Trash
 from csi_driver.durations import human_seconds
-from csi_driver.domain.stills import Stills
 from csi_driver.errors import (
     InsufficientCapacity,
     MemberOfGroup,
@@ -294,7 +294,7 @@ class Snapshots:
         pool.require_present()
         # One without content is of no use to anybody.
         if snapshot.is_ready and snapshot.parameters.retention_seconds:
-            self._keep(pool, snapshot)
+            self.retain(pool, snapshot)
             return
         self._disposal.take(snapshot_id, pool, pool.store.discard_snapshot(snapshot_id))
         self._snapshots.remove(snapshot)
@@ -302,7 +302,8 @@ class Snapshots:
         self._disposal.clear(snapshot_id)
         crash_point("snapshot.cleared")
 
-    def _keep(self, pool: Pool, snapshot: Snapshot) -> None:
+    def retain(self, pool: Pool, snapshot: Snapshot) -> None:
+        """Move a snapshot into the trash for its retention; the caller holds its claim."""
         trash_name = pool.store.discard_snapshot(snapshot.snapshot_id, "")
         entry = self._trash.add(pool, trash_name, snapshot, None)
         self._snapshots.remove(snapshot)

@@ -70,6 +70,16 @@ def snapshot_retention(given: Mapping[str, str]) -> tuple[int, RetentionPolicy] 
     return _retention(own) if own else None
 
 
+def check_group(given: Mapping[str, str]) -> None:
+    """A class of group snapshots decides nothing: a key that is not a sidecar's is a mistake.
+
+    Raises: InvalidField naming the key.
+    """
+    for key in given:
+        if not key.startswith(SIDECAR_PREFIX):
+            raise InvalidField(f"parameters.{key}", key, "none: a member has the parameters of its volume")
+
+
 def left_open(given: Mapping[str, str], fs_type: str) -> frozenset[str]:
     """What a request does not decide, so that a copy has it from its source."""
     return frozenset(

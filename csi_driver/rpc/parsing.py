@@ -118,7 +118,7 @@ def group_spec(request: csi_pb2.CreateVolumeGroupSnapshotRequest) -> GroupSpec:
     for one in sources:
         if sources.count(one) > 1:
             raise InvalidField("source_volume_ids", one, "each volume once")
-    class_parameters.check_snapshot(request.parameters)
+    class_parameters.check_group(request.parameters)
     return GroupSpec(asked_name, sources)
 
 

@@ -281,7 +281,9 @@ class PoolDirectory:
 
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and those on their way out, as (room descriptor, name)."""
-        building = [(self.tmp_fd, name) for name in os.listdir(self.tmp_fd) if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX))]
+        building = [
+            (self.tmp_fd, name) for name in os.listdir(self.tmp_fd) if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX))
+        ]
         return building + [(self.trash_fd, name) for name in os.listdir(self.trash_fd) if name.endswith(OUT)]
 
     def kept_names(self) -> list[str]:
