@@ -24,6 +24,7 @@ from csi_driver import __version__, durations, logs, quantities
 from csi_driver.app_controller import controller
 from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
+from csi_driver.cli.backup import export_content, import_content
 from csi_driver.cli.client import DriverClient
 from csi_driver.cli.pools import pool
 from csi_driver.cli.snapshots import snapshot
@@ -439,6 +440,8 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
 
 
 cli.add_command(controller)
+cli.add_command(export_content)
+cli.add_command(import_content)
 cli.add_command(orphans)
 cli.add_command(pool)
 cli.add_command(snapshot)

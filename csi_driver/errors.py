@@ -520,3 +520,10 @@ class StreamDamaged(HostvolError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the stream is damaged: {reason}")
+
+
+class CallerGone(HostvolError):
+    """Whoever sends a streamed request has gone away before its end."""
+
+    def __init__(self) -> None:
+        super().__init__("the caller went away before its end; nothing is left of it")

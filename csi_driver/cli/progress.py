@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 
@@ -25,6 +26,17 @@ def watched(label: str, work: Callable[[], Result], done: Callable[[], float]) -
         if sys.stderr.isatty() and not _ends_within(future, _PATIENCE_SECONDS):
             _show(label, future, done)
         return future.result()
+
+
+@contextmanager
+def meter(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What counts bytes as they pass, in a bar for a person who looks; `total` 0: not known."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    bar: Any = click.progressbar(length=total or None, label=label, file=sys.stderr)
+    with bar:
+        yield bar.update
 
 
 def _show(label: str, future: Future[Result], done: Callable[[], float]) -> None:

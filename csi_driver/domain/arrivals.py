@@ -92,22 +92,22 @@ class Arrivals:
         self.received_bytes += count
 
 
-class Arrival:
-    """One content on its way; what it is, and its stream, to be read once from its beginning to its end."""
+class Incoming:
+    """One content that comes as a stream: what it is, and the stream, to be read once from its beginning to its end."""
 
-    def __init__(
-        self, carrier: Carrier, source_id: str, transfer_id: str, name: str, count: Callable[[int], None]
-    ) -> None:
-        self.source_id = source_id
-        self.progress = Progress(f"volume {name}, from {source_id} on another node", 0)
+    def __init__(self, what: str) -> None:
+        self.progress = Progress(what, 0)
         self.stream: Reader
-        self._carrier = carrier
-        self._count = count
-        self._transfer_id = transfer_id
-        self.come_bytes = 0
-        self._moved_at = time.monotonic()
-        self._backoff = _FIRST_BACKOFF_SECONDS
-        self._chunks = self._all_chunks()
+
+    def read_header(self, chunks: Iterator[bytes]) -> None:
+        """Read what the stream says of itself.
+
+        Raises: StreamDamaged; whatever the chunks raise.
+        """
+        from csi_driver.streams.frames import Reader  # noqa: PLC0415 - most nodes never do this
+
+        self.stream = Reader(chunks)
+        self.progress.total_bytes = self.stream.header.data_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -118,7 +118,7 @@ class Arrival:
         return self.parameters.volume_type
 
     @property
-    def described(self) -> Arrival:
+    def described(self) -> Incoming:
         """What the source is: this, too, tells it."""
         return self
 
@@ -140,12 +140,26 @@ class Arrival:
         """None: blocks are shared on one node only."""
         return ""
 
+
+class Arrival(Incoming):
+    """One content on its way from another node."""
+
+    def __init__(
+        self, carrier: Carrier, source_id: str, transfer_id: str, name: str, count: Callable[[int], None]
+    ) -> None:
+        super().__init__(f"volume {name}, from {source_id} on another node")
+        self.source_id = source_id
+        self._carrier = carrier
+        self._count = count
+        self._transfer_id = transfer_id
+        self.come_bytes = 0
+        self._moved_at = time.monotonic()
+        self._backoff = _FIRST_BACKOFF_SECONDS
+        self._chunks = self._all_chunks()
+
     def begin(self) -> None:
         """Ask for it, and read what it says of itself."""
-        from csi_driver.streams.frames import Reader  # noqa: PLC0415 - most nodes never do this
-
-        self.stream = Reader(self._chunks)
-        self.progress.total_bytes = self.stream.header.data_bytes
+        self.read_header(self._chunks)
 
     def close(self) -> None:
         """Whole or not, nothing more of it is wanted."""

@@ -13,12 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from csi_driver.domain.sources import Sources
+from csi_driver.domain.sources import Origin, Sources
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.transfers import LEASE_SECONDS, Piece, source_of
 from csi_driver.errors import OperationPending, TooManyTransfers, TransferLost
+
+if TYPE_CHECKING:
+    from csi_driver.streams.header import Header
 
 _log = logging.getLogger("hostvol.transfers")
 _MOST: Final = 4
@@ -133,27 +136,10 @@ class Departure:
 
     def hold(self, sources: Sources, deadline: float | None) -> None:
         """Cut the source, or hold it."""
-        from csi_driver.streams.header import Header  # noqa: PLC0415 - most nodes never do this
-
         origin = sources.still(source_of(self.source_id), deadline, self._held)
         contents = origin.pool.contents(origin.volume_type)
-        described = origin.described
-        header = Header(
-            volume_type=origin.volume_type,
-            access_type=described.access_type,
-            fs_type=described.fs_type,
-            size_bytes=origin.size_bytes,
-            # Of this cut: whatever else is sent of its source has other bytes.
-            content_id=self.transfer_id,
-            source_id=self.source_id,
-            source_volume_id=self.source_id,
-            name=self.source_id,
-            created_at=time.time(),
-            block_size=described.parameters.block_size,
-            provisioning=described.parameters.provisioning,
-            quota=described.parameters.quota,
-            data_bytes=contents.size_bytes(origin.content_fd),
-        )
+        # Of this cut: whatever else is sent of its source has other bytes.
+        header = header_of(origin, self.source_id, self.transfer_id, self.source_id)
         self._chunks = self._held.enter_context(closing(contents.sent(header, origin.content_fd)))
 
     def lease(self, seconds: float) -> None:
@@ -229,3 +215,25 @@ class Departure:
         self._timer = threading.Timer(self._lease_seconds, self._lapse, (self,))
         self._timer.daemon = True
         self._timer.start()
+
+
+def header_of(origin: Origin, source_id: str, content_id: str, name: str) -> Header:
+    """What a stream of the source says of itself."""
+    from csi_driver.streams.header import Header  # noqa: PLC0415 - most nodes never do this
+
+    described = origin.described
+    return Header(
+        volume_type=origin.volume_type,
+        access_type=described.access_type,
+        fs_type=described.fs_type,
+        size_bytes=origin.size_bytes,
+        content_id=content_id,
+        source_id=source_id,
+        source_volume_id=source_id,
+        name=name,
+        created_at=time.time(),
+        block_size=described.parameters.block_size,
+        provisioning=described.parameters.provisioning,
+        quota=described.parameters.quota,
+        data_bytes=origin.pool.contents(origin.volume_type).size_bytes(origin.content_fd),
+    )

@@ -14,6 +14,7 @@ from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
 from csi_driver.domain.departures import Departures
 from csi_driver.domain.ephemeral import Ephemeral
+from csi_driver.domain.exports import Exports
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.freezing import Freezing
 from csi_driver.domain.group_departures import GroupDepartures
@@ -111,6 +112,8 @@ class Node:
             arrivals=self.arrivals,
             trash=self.trash,
         )
+
+        self.exports = Exports(sources, self.volumes, self.catalogue, self.snapshot_catalogue)
 
         def settle(volume: Volume) -> Volume:
             return amendment.settle(extension.settle(volume))

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from csi_driver.backends import removal
 from csi_driver.domain import cuts
-from csi_driver.domain.arrivals import Arrival
+from csi_driver.domain.arrivals import Incoming
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
@@ -137,8 +137,8 @@ class Sources:
             held.push(looking.pop_all())
         return origin
 
-    def receive(self, volume: Volume, arrival: Arrival, object_fd: int) -> None:
-        """The content of the volume that is being built in its directory, as it comes from another node.
+    def receive(self, volume: Volume, arrival: Incoming, object_fd: int) -> None:
+        """The content of the volume that is being built in its directory, as it comes.
 
         Raises: StreamDamaged; TransferInterrupted; CapacityOutOfRange, VolumeDamaged, OSError.
         """
@@ -206,7 +206,7 @@ class Sources:
         return Origin(pool, volume, volume.capacity_bytes, content_fd, volume)
 
 
-def resolved(spec: VolumeSpec, origin: Origin | Arrival) -> VolumeSpec:
+def resolved(spec: VolumeSpec, origin: Origin | Incoming) -> VolumeSpec:
     """The spec with what it leaves to its source.
 
     Raises: InvalidField naming what differs and cannot be converted.

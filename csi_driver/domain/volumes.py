@@ -13,11 +13,12 @@ import errno
 import os
 import secrets
 import time
+import uuid
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from csi_driver.backends import removal
 from csi_driver.domain import sizes
-from csi_driver.domain.arrivals import Arrival, Arrivals
+from csi_driver.domain.arrivals import Arrivals, Incoming
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.disposal import Disposal
@@ -85,6 +86,15 @@ class Volumes:
             except OperationPending as pending:
                 raise self._arrivals.told(spec.name, pending) from pending
 
+    def take_in(self, spec: VolumeSpec, incoming: Incoming) -> Volume:
+        """A new volume with the content of a stream, durable when this returns; else nothing is left of it.
+
+        Raises: VolumeConflict when the name is taken; StreamDamaged; as `create`.
+        """
+        with self._pools.get(spec.parameters.pool).slot():
+            # Two streams are never the same call.
+            return self._claims.run(("volume name", spec.name), incoming, None, lambda: self._taken_in(spec, incoming))
+
     def delete(self, volume_id: str, deadline: float | None) -> None:
         """The volume is gone when this returns, and its data, unless it is retained. Idempotent: an unknown id is gone.
 
@@ -124,7 +134,19 @@ class Volumes:
             planned = self._planned_copy(resolved(spec, origin), origin, shares=pool.shares_with(origin.pool))
             return self._built(pool, planned, origin)
 
-    def _built(self, pool: Pool, planned: Volume, origin: Origin | Arrival | None) -> Volume:
+    def _taken_in(self, spec: VolumeSpec, incoming: Incoming) -> Volume:
+        existing = self._catalogue.named(spec.name)
+        if existing is not None:
+            raise VolumeConflict(spec.name, existing.volume_id, "content", "another one", "that of the stream")
+        pool = self._pools.get(spec.parameters.pool)
+        pool.require_present()
+        planned = self._planned_copy(resolved(spec, incoming), incoming, shares=False)
+        if planned.fs_type == "btrfs":
+            # Without a source it would be taken for a new one, which makes its own.
+            planned = dataclasses.replace(planned, fs_uuid=str(uuid.uuid4()))
+        return self._built(pool, planned, incoming)
+
+    def _built(self, pool: Pool, planned: Volume, origin: Origin | Incoming | None) -> Volume:
         volume = pool.backend(planned).choose_identity(planned)
         self._admit(pool, volume)
         try:
@@ -154,7 +176,7 @@ class Volumes:
             pod=spec.pod,
         )
 
-    def _planned_copy(self, spec: VolumeSpec, origin: Origin | Arrival, *, shares: bool) -> Volume:
+    def _planned_copy(self, spec: VolumeSpec, origin: Origin | Incoming, *, shares: bool) -> Volume:
         kind = (spec.parameters.volume_type, spec.access_type, spec.fs_type)
         capacity_bytes = sizes.choose_copy_capacity(
             spec.capacity_range,
@@ -172,7 +194,7 @@ class Volumes:
     def _admit(pool: Pool, volume: Volume) -> None:
         pool.promise(lambda: pool.ledger.admit(volume, pool.overcommit))
 
-    def _build(self, pool: Pool, volume: Volume, origin: Origin | Arrival | None) -> None:
+    def _build(self, pool: Pool, volume: Volume, origin: Origin | Incoming | None) -> None:
         with ExitStack() as undo, ExitStack() as opened:
             undo.callback(self._undo_build, pool, volume)
             object_fd = pool.store.begin(volume.volume_id)
@@ -184,7 +206,7 @@ class Volumes:
             try:
                 if origin is None:
                     pool.backend(volume).build(volume, object_fd)
-                elif isinstance(origin, Arrival):
+                elif isinstance(origin, Incoming):
                     self._sources.receive(volume, origin, object_fd)
                 else:
                     self._sources.fill(volume, origin, object_fd, share=bool(volume.lineage))

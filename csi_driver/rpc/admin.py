@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from operator import attrgetter
 from typing import TypeVar
 
 from csi_driver.domain import inspection, pages
+from csi_driver.domain.exports import ImportOptions
 from csi_driver.domain.inspection import SnapshotView, VolumeView
 from csi_driver.domain.ledger import Ledger
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.trash import Entry
-from csi_driver.errors import SnapshotNotFound, VolumeNotFound
-from csi_driver.model import Snapshot, VolumeType
+from csi_driver.errors import InvalidField, MissingField, SnapshotNotFound, VolumeNotFound
+from csi_driver.model import Provisioning, QuotaPolicy, Snapshot, VolumeType
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
@@ -114,6 +116,22 @@ class AdminServicer:
         self._node.trash.purge(parsing.given("entry", request.entry), call.deadline)
         return admin_pb2.PurgeTrashResponse()
 
+    def Export(self, request: admin_pb2.ExportRequest, call: Call) -> Iterator[admin_pb2.StreamChunk]:
+        object_id = parsing.volume_id(request.id, "id")
+        with closing(self._node.exports.stream(object_id, call.deadline)) as pieces:
+            for piece in pieces:
+                yield admin_pb2.StreamChunk(data=piece)
+
+    def Import(
+        self, first: admin_pb2.ImportRequest, others: Iterator[admin_pb2.ImportRequest], call: Call
+    ) -> admin_pb2.ImportResponse:
+        if not first.HasField("options"):
+            raise MissingField("options")
+        volume = self._node.exports.take_in((one.data for one in others), _import_options(first.options))
+        return admin_pb2.ImportResponse(
+            volume_id=volume.volume_id, name=volume.name, pool=volume.pool, capacity_bytes=volume.capacity_bytes
+        )
+
     def RollbackVolume(self, request: admin_pb2.RollbackVolumeRequest, call: Call) -> admin_pb2.RollbackVolumeResponse:
         volume_id, snapshot_id = parsing.volume_id(request.volume_id), parsing.snapshot_id(request.snapshot_id)
         _, entry = self._node.rollback.rollback(volume_id, snapshot_id, call.deadline)
@@ -145,6 +163,14 @@ class AdminServicer:
             quota=pool.quota,
             quota_remedy=pool.quota_remedy,
         )
+
+
+def _import_options(asked: admin_pb2.ImportOptions) -> ImportOptions:
+    for field, kind in (("provisioning", Provisioning), ("quota", QuotaPolicy)):
+        value = getattr(asked, field)
+        if value and value not in list(kind):
+            raise InvalidField(field, value, " or ".join(kind))
+    return ImportOptions(asked.name, asked.pool, asked.provisioning, asked.quota)
 
 
 def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -210,6 +211,24 @@ class Client:
             messages = self._stream(methods["GetMetadataAllocated"], whole)
         for message in messages:
             yield from ((one.byte_offset, one.size_bytes) for one in message.block_metadata)
+
+    def export(self, object_id: str) -> Iterator[bytes]:
+        """The content of a volume or snapshot as a stream."""
+        method = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name["Export"]
+        yield from (message.data for message in self._stream(method, admin_pb2.ExportRequest(id=object_id)))
+
+    def import_volume(self, chunks: Iterator[bytes], options: Mapping[str, str]) -> dict[str, Any]:
+        """A new volume from such a stream."""
+        invoke = self._channel.stream_unary(
+            "/hostvol.admin.v1.Admin/Import",
+            request_serializer=admin_pb2.ImportRequest.SerializeToString,
+            response_deserializer=admin_pb2.ImportResponse.FromString,
+        )
+        first = admin_pb2.ImportRequest(options=admin_pb2.ImportOptions(**options))
+        try:
+            return plain(invoke(itertools.chain([first], (admin_pb2.ImportRequest(data=chunk) for chunk in chunks))))
+        except grpc.RpcError as error:
+            raise self._explained(error) from error
 
     def _stream(self, method: MethodDescriptor, request: Message) -> Iterator[Any]:
         invoke = self._channel.unary_stream(

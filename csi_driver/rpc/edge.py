@@ -21,7 +21,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from csi_driver.errors import HostvolError
+from csi_driver.errors import CallerGone, HostvolError
 from csi_driver.metrics import Metrics
 from csi_driver.rpc import status
 from csi_driver.rpc.limits import check_limits
@@ -36,7 +36,7 @@ _FOR_EVER_SECONDS = 1e8
 # the stream ends, since it holds one of few threads. A reader whose connection is gone is noticed at once.
 PATIENCE_SECONDS = 600.0
 
-Method = Callable[[Any, "Call"], Any]
+Method = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class Served:
     ) -> None:
         self.executor = executor
         self.is_stream = bool(descriptor.server_streaming)
+        self.is_upload = bool(descriptor.client_streaming)
         self.decode: Callable[[bytes], Message] = message_class(descriptor.input_type).FromString
         self.encode: Callable[[Message], bytes] = message_class(descriptor.output_type).SerializeToString
         self._name = descriptor.name
@@ -140,6 +141,22 @@ class Served:
             raise self._refused(request, error, began) from error
         self._journal.finished(self._name, request, "OK", began, "")
 
+    def answer_upload(self, requests: Iterator[Message], call: Call) -> Message:
+        """The answer to a call whose request is a stream; its method gets the first message and the others.
+
+        Raises: Refused, and nothing else.
+        """
+        began = time.perf_counter()
+        first = self.decode(b"")
+        try:
+            first = next(requests, first)
+            self._check(first)
+            response: Message = self._method(first, requests, call)
+        except Exception as error:
+            raise self._refused(first, error, began) from error
+        self._journal.finished(self._name, first, "OK", began, "")
+        return response
+
     def _check(self, request: Message) -> None:
         if self._before is not None:
             self._before()
@@ -177,7 +194,7 @@ class Edge:
             if method is not None:
                 served = Served(descriptor, method, executors(descriptor.name), before, self._journal)
                 self.served[f"/{service.full_name}/{descriptor.name}"] = served
-                handlers[descriptor.name] = _rpc_handler(served)
+                handlers[descriptor.name] = _upload_handler(served) if served.is_upload else _rpc_handler(served)
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
@@ -243,6 +260,36 @@ def _rpc_handler(served: Served) -> Any:
     behaviour.experimental_thread_pool = served.executor
     make = grpc.unary_stream_rpc_method_handler if served.is_stream else grpc.unary_unary_rpc_method_handler
     return make(behaviour, request_deserializer=served.decode, response_serializer=served.encode)
+
+
+def _upload_handler(served: Served) -> Any:
+    def upload(requests: Iterator[Message], context: grpc.ServicerContext) -> Message:
+        try:
+            return served.answer_upload(_received(requests, context), Call.of(context))
+        except Refused as refused:
+            context.abort(refused.code, refused.message)
+
+    behaviour: Any = upload
+    behaviour.experimental_thread_pool = served.executor
+    return grpc.stream_unary_rpc_method_handler(
+        behaviour, request_deserializer=served.decode, response_serializer=served.encode
+    )
+
+
+def _received(requests: Iterator[Message], context: grpc.ServicerContext) -> Iterator[Message]:
+    """The messages of a streamed request as they come.
+
+    Raises: CallerGone when its sender goes away, or sends nothing for very long.
+    """
+    while True:
+        try:
+            with _patience(context):
+                message = next(requests, None)
+        except grpc.RpcError as cause:
+            raise CallerGone from cause
+        if message is None:
+            return
+        yield message
 
 
 @contextmanager

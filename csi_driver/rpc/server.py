@@ -41,6 +41,7 @@ _STATISTICS = frozenset(
 _INSTANT = frozenset(
     {"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities", "GroupControllerGetCapabilities"}
 )
+_STREAMS = frozenset({"Export", "Import"})
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.so_reuseport", 0),
@@ -106,7 +107,7 @@ class NodeServer:
                     services["GroupController"], GroupControllerServicer(node), self._threads, node.require_ready
                 ),
                 edge.handler(services["Node"], NodeServicer(node), self._threads, node.require_ready),
-                edge.handler(admin, AdminServicer(node), lambda _: self._statistics, node.require_ready),
+                edge.handler(admin, AdminServicer(node), self._admin_threads, node.require_ready),
             )
         )
 
@@ -118,3 +119,6 @@ class NodeServer:
         if method in _INSTANT:
             return self._instant
         return self._statistics if method in _STATISTICS else self._mutations
+
+    def _admin_threads(self, method: str) -> ThreadPoolExecutor:
+        return self._streams if method in _STREAMS else self._statistics

@@ -16,6 +16,7 @@ from csi_driver import errors, logs
 
 CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.CallerGone: grpc.StatusCode.CANCELLED,
     errors.MissingField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.VolumeNotFound: grpc.StatusCode.NOT_FOUND,
     errors.SnapshotNotFound: grpc.StatusCode.NOT_FOUND,

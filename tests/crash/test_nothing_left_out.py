@@ -11,6 +11,7 @@ import csi_driver
 from tests.crash import (
     test_crash_backing,
     test_crash_ephemeral,
+    test_crash_exports,
     test_crash_modify,
     test_crash_points,
     test_crash_snapshots,
@@ -32,6 +33,8 @@ def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:
     wanted |= {f"backing {operation}" for operation in test_crash_backing.OPERATIONS}
     of_nodes = (param.values for param in test_crash_transfers.MATRIX)
     wanted |= {f"transfer {kind} {node}" for kind, node in of_nodes}
+    of_exports = (param.values for param in test_crash_exports.MATRIX)
+    wanted |= {f"exports {kind} {operation}" for kind, operation in of_exports}
     of_trash = (param.values for param in test_crash_trash.MATRIX)
     wanted |= {f"trash {kind} {operation}" for kind, operation in of_trash}
     if not wanted <= tally.operations:

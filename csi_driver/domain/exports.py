@@ -1,0 +1,112 @@
+"""Contents as streams to whoever asks for them, and new volumes from such streams; knows neither request nor disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+from csi_driver.domain import sizes
+from csi_driver.domain.arrivals import Incoming
+from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
+from csi_driver.domain.departures import header_of
+from csi_driver.domain.sources import Sources
+from csi_driver.domain.transfers import source_of
+from csi_driver.domain.volumes import Volumes
+from csi_driver.errors import InvalidField, StreamDamaged
+from csi_driver.model import (
+    BLOCK_BYTES,
+    AccessType,
+    CapacityRange,
+    PoolName,
+    Provisioning,
+    QuotaPolicy,
+    SourceKind,
+    Volume,
+    VolumeSpec,
+    VolumeType,
+)
+
+_DEFAULT_POOL = PoolName("default")
+_MAX_NAME_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """What a new volume has otherwise than what was exported; empty: as that."""
+
+    name: str = ""
+    pool: str = ""
+    provisioning: str = ""
+    quota: str = ""
+
+
+class Exports:
+    """The volumes and snapshots of this node, going out and coming in."""
+
+    def __init__(self, sources: Sources, volumes: Volumes, catalogue: Catalogue, snapshots: SnapshotCatalogue) -> None:
+        self._sources = sources
+        self._volumes = volumes
+        self._catalogue = catalogue
+        self._snapshots = snapshots
+
+    def stream(self, object_id: str, deadline: float | None) -> Generator[bytes]:
+        """The content of a volume or snapshot as of now, in pieces of at most 1 MiB; it is held until this ends.
+
+        Raises: VolumeNotFound, SnapshotNotFound; SourceBusy where a volume in use cannot be cut; what `Sources` raises;
+            OSError: EIO.
+        """
+        source = source_of(object_id)
+        is_snapshot = source.kind is SourceKind.SNAPSHOT
+        name = self._snapshots.get(object_id).name if is_snapshot else self._catalogue.get(object_id).name
+        # A snapshot has the same bytes for ever, a volume only in this stream.
+        content_id = object_id if is_snapshot else f"{object_id}-{secrets.token_hex(8)}"
+        with ExitStack() as held:
+            origin = self._sources.still(source, deadline, held)
+            contents = origin.pool.contents(origin.volume_type)
+            header = header_of(origin, object_id, content_id, name)
+            yield from held.enter_context(closing(contents.sent(header, origin.content_fd)))
+
+    def take_in(self, chunks: Iterator[bytes], options: ImportOptions) -> Volume:
+        """A new volume with the content of a stream; nothing is left unless the whole stream came.
+
+        Raises: StreamDamaged; InvalidField; what `Volumes.take_in` raises; whatever the chunks raise.
+        """
+        incoming = Incoming(f"volume {options.name or 'of a stream'}")
+        incoming.read_header(chunks)
+        return self._volumes.take_in(_spec(incoming, options), incoming)
+
+
+def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
+    header = incoming.stream.header
+    is_mounted = incoming.access_type is AccessType.MOUNT
+    if header.base_id or header.start:
+        raise InvalidField("stream", "an incremental one", "a whole one")
+    if len(options.name.encode()) > _MAX_NAME_BYTES:
+        raise InvalidField("name", f"{len(options.name)} characters", f"at most {_MAX_NAME_BYTES} bytes")
+    kind = (incoming.volume_type, incoming.access_type, header.fs_type)
+    if not sizes.minimum_bytes(*kind) <= header.size_bytes <= sizes.maximum_bytes(*kind):
+        raise StreamDamaged("no volume of its kind can have the size in its header")
+    if header.size_bytes % BLOCK_BYTES:
+        raise StreamDamaged("the size in its header is not one of whole blocks")
+    if bool(header.fs_type) != (header.is_image and is_mounted) or not (header.is_image or is_mounted):
+        raise StreamDamaged("what its header says of its kind does not fit together")
+    parameters = dataclasses.replace(
+        incoming.parameters,
+        pool=PoolName(options.pool) or _DEFAULT_POOL,
+        provisioning=Provisioning(options.provisioning or header.provisioning),
+        quota=QuotaPolicy(options.quota or header.quota),
+    )
+    if options.provisioning and incoming.volume_type is VolumeType.DIRECTORY:
+        raise InvalidField("provisioning", options.provisioning, "nothing for a directory")
+    if options.quota and incoming.volume_type is VolumeType.IMAGE:
+        raise InvalidField("quota", options.quota, "nothing for an image")
+    return VolumeSpec(
+        name=options.name or header.name,
+        capacity_range=CapacityRange(),
+        access_type=incoming.access_type,
+        fs_type=incoming.fs_type,
+        parameters=parameters,
+    )

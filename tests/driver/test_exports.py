@@ -1,0 +1,185 @@
+"""Contents through a pipe: `hostvol export` and `hostvol import` on real drivers.
+
+- What was exported, a volume in use or a snapshot, is in the volume that is imported, byte for byte.
+- A stream that is cut off or changed, a sender that is killed and a pool that is full leave nothing.
+- A reader that goes away lets the source go.
+- A volume in use in a pool that cannot share blocks is refused with the remedy; so is a name that is taken.
+- Nothing binary goes to a terminal; a broken pipe is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.test_other_node import CHECKS, digest, filled, looks
+from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, Workload, admin_volumes, run
+
+HOSTVOL = (sys.executable, "-m", "csi_driver")
+KINDS: dict[str, dict[str, Any]] = {
+    "ext4": {"fs_type": "ext4", "size_bytes": 64 * MIB},
+    "xfs": {"fs_type": "xfs", "size_bytes": 300 * MIB},
+    "btrfs": {"fs_type": "btrfs", "size_bytes": 128 * MIB},
+    "thick": {"fs_type": "ext4", "size_bytes": 64 * MIB, "parameters": {"provisioning": "thick"}},
+    "directory": {"parameters": DIRECTORY, "size_bytes": 64 * MIB},
+}
+MakePool = Callable[..., PoolPlace]
+MakeDriver = Callable[..., Driver]
+
+
+def hostvol(
+    driver: Driver, *arguments: str, stream: bytes = b"", check: bool = True
+) -> subprocess.CompletedProcess[bytes]:
+    command = (*HOSTVOL, *arguments, "--endpoint", driver.endpoint)
+    done = subprocess.run(command, input=stream, capture_output=True, check=False, timeout=120)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def imported(driver: Driver, stream: bytes, *arguments: str) -> str:
+    return hostvol(driver, "import", *arguments, stream=stream).stdout.decode().strip()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def image_of(driver: Driver, volume_id: str) -> Path:
+    return driver.pool / "volumes" / volume_id / "disk.img"
+
+
+def raw(driver: Driver, name: str = "raw", written: int = 8) -> str:
+    """A raw block volume with random bytes behind a hole."""
+    volume = Workload(driver, name, block=True, size_bytes=64 * MIB)
+    volume.create()
+    with image_of(driver, volume.volume_id).open("r+b") as image:
+        image.seek(MIB)
+        image.write(os.urandom(written * MIB))
+    return volume.volume_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_volume_in_use_and_its_snapshot_come_back(kind: str, make_pool: MakePool, make_driver: MakeDriver) -> None:
+    driver = make_driver(make_pool("xfs", 2 << 30))
+    source = Workload(driver, "source", **KINDS[kind])
+    told = filled(Path(source.up()))
+    driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id)
+    streams = {name: hostvol(driver, "export", name).stdout for name in ("source", "cut")}
+    source.unpublish()
+    source.unstage()
+    for name, stream in streams.items():
+        copy = Workload(driver, f"copy-of-{name}", **KINDS[kind])
+        copy.volume_id = imported(driver, stream, "--name", copy.name)
+        copy.stage()
+        copy.publish()
+        assert looks(Path(copy.target())) == told
+        copy.unpublish()
+        copy.unstage()
+        if kind in CHECKS:
+            run(*CHECKS[kind], str(image_of(driver, copy.volume_id)))
+    assert not [path for path in driver.files() if path.startswith(("tmp/", "trash/"))]
+
+
+def test_a_raw_block_volume_comes_back_with_its_holes(tmp_path: Path, make_driver: MakeDriver) -> None:
+    driver = make_driver(tmp_path / "pool")
+    source = raw(driver)
+    stream = hostvol(driver, "export", source).stdout
+    assert len(stream) < 9 * MIB
+    copy = imported(driver, stream, "--name", "copy")
+    assert digest(image_of(driver, copy)) == digest(image_of(driver, source))
+    assert image_of(driver, copy).stat().st_blocks * 512 < 9 * MIB
+    taken = hostvol(driver, "import", stream=stream, check=False)
+    assert (taken.returncode, b"ALREADY_EXISTS" in taken.stderr) == (1, True)
+    wrong = hostvol(driver, "import", "--name", "other", "--pool", "nowhere", stream=stream, check=False)
+    assert (wrong.returncode, b"nowhere" in wrong.stderr) == (1, True)
+
+
+def test_a_damaged_stream_leaves_nothing(tmp_path: Path, make_driver: MakeDriver) -> None:
+    driver = make_driver(tmp_path / "pool")
+    stream = hostvol(driver, "export", raw(driver)).stdout
+    before = driver.files()
+    middle = len(stream) // 2
+    flipped = stream[:middle] + bytes([stream[middle] ^ 1]) + stream[middle + 1 :]
+    for damaged in (b"", stream[:100], stream[:middle], stream[:-1], flipped, stream + b"x"):
+        done = hostvol(driver, "import", "--name", "copy", stream=damaged, check=False)
+        assert (done.returncode, b"the stream is damaged" in done.stderr) == (1, True), done.stderr
+        assert (done.stdout, driver.files()) == (b"", before)
+    assert len(admin_volumes(driver)) == 1
+
+
+def test_a_sender_that_is_killed_leaves_nothing(tmp_path: Path, make_driver: MakeDriver) -> None:
+    driver = make_driver(tmp_path / "pool")
+    stream = hostvol(driver, "export", raw(driver)).stdout
+    before = driver.files()
+    command = (*HOSTVOL, "import", "--name", "copy", "--endpoint", driver.endpoint)
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as sender:
+        assert sender.stdin is not None
+        sender.stdin.write(stream[: 4 * MIB])
+        sender.stdin.flush()
+        until(lambda: driver.files() != before)
+        sender.kill()
+    until(lambda: driver.files() == before)
+    imported(driver, stream, "--name", "copy")
+
+
+def test_a_reader_that_goes_away_lets_the_source_go(tmp_path: Path, make_driver: MakeDriver) -> None:
+    driver = make_driver(tmp_path / "pool")
+    source = raw(driver, written=48)
+    command = (*HOSTVOL, "export", source, "--endpoint", driver.endpoint)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.read(1)
+        with pytest.raises(Failure, match="ABORTED"):
+            driver.call("DeleteVolume", volume_id=source)
+        reader.stdout.close()
+        assert reader.stderr is not None
+        assert b"not whole" in reader.stderr.read()
+    assert reader.returncode == 1
+    until(lambda: driver.code("DeleteVolume", volume_id=source).name == "OK")
+
+
+def test_a_pool_without_room_refuses_before_it_begins(make_pool: MakePool, make_driver: MakeDriver) -> None:
+    driver = make_driver(make_pool("xfs", 320 * MIB))
+    large = Workload(driver, "large", block=True, size_bytes=120 * MIB)
+    large.create()
+    stream = hostvol(driver, "export", "large").stdout
+    before = driver.files()
+    done = hostvol(driver, "import", "--name", "copy", stream=stream, check=False)
+    assert (done.returncode, b"RESOURCE_EXHAUSTED" in done.stderr) == (1, True), done.stderr
+    assert driver.files() == before
+
+
+def test_a_volume_in_use_that_cannot_be_cut_is_refused(tmp_path: Path, make_driver: MakeDriver) -> None:
+    driver = make_driver(tmp_path / "pool")
+    volume = Workload(driver, "data", fs_type="ext4", size_bytes=64 * MIB)
+    volume.up()
+    done = hostvol(driver, "export", "data", check=False)
+    assert (done.returncode, b"stop what uses it" in done.stderr) == (1, True), done.stderr
+    volume.unpublish()
+    volume.unstage()
+    missing = hostvol(driver, "export", "nothing", check=False)
+    assert (missing.returncode, b"NOT_FOUND" in missing.stderr) == (1, True)
+
+
+def test_nothing_binary_goes_to_a_terminal(tmp_path: Path) -> None:
+    shown, terminal = pty.openpty()
+    try:
+        for command in (("export", "data"), ("import",)):
+            done = subprocess.run(
+                (*HOSTVOL, *command), stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, check=False, timeout=60
+            )
+            assert (done.returncode, b"terminal" in done.stderr) == (2, True)
+    finally:
+        os.close(shown)
+        os.close(terminal)
