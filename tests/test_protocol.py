@@ -154,7 +154,7 @@ def test_the_operators_protocol_looks_and_does_what_csi_has_no_call_for() -> Non
     service = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
     looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GrowPool"]
     of_the_trash = ["ListTrash", "RestoreTrash", "PurgeTrash", "RollbackVolume"]
-    assert [method.name for method in service.methods] == looks + of_the_trash
+    assert [method.name for method in service.methods] == [*looks, *of_the_trash, "Export", "Import"]
     assert service.full_name == "hostvol.admin.v1.Admin"
 
 

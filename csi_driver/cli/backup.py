@@ -65,8 +65,8 @@ def import_content(connect: Connect, /, name: str, pool: str, endpoint: str, **a
 
     \b
     Examples:
-      zstd -d < before-upgrade.hostvol.zst | hostvol import --name data-as-it-was
-      aws s3 cp s3://backups/data.hostvol - | hostvol import --pool fast
+      hostvol import --pool fast < data.hostvol
+      aws s3 cp s3://backups/before-upgrade.hostvol.zst - | zstd -d | hostvol import --name data-as-it-was
     """
     if os.isatty(_STDIN):
         raise click.UsageError("standard input is a terminal; pipe a stream of `hostvol export` into it")
