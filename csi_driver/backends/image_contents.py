@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.backends.image import ImageFiles
-from csi_driver.errors import VolumeDamaged
+from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
 from csi_driver.model import Volume
@@ -148,6 +148,7 @@ class ImageContents:
             crash_point("image.receiving")
             images.receive(stream, image_fd, stream.header.size_bytes, is_incremental=False, progress=progress)
             crash_point("image.received")
+            _follow(volume, stream, image_fd, progress)
             os.fsync(image_fd)
         finally:
             os.close(image_fd)
@@ -177,6 +178,24 @@ class ImageContents:
             os.close(image_fd)
             raise
         return image_fd
+
+
+def _follow(volume: Volume, stream: Reader, image_fd: int, progress: Callable[[int], None]) -> None:
+    """Apply the streams behind the first one, each relative to the one before."""
+    from csi_driver.streams import images  # noqa: PLC0415 - most nodes never do this
+
+    following = stream.following()
+    while following is not None:
+        size_bytes = following.header.size_bytes
+        if size_bytes > volume.capacity_bytes:
+            raise CapacityOutOfRange(
+                f"size_bytes: {volume.capacity_bytes} is less than the {size_bytes} bytes that a stream which follows "
+                "has; ask for as many (--size)"
+            )
+        os.ftruncate(image_fd, size_bytes)
+        images.receive(following, image_fd, size_bytes, is_incremental=True, progress=progress)
+        crash_point("image.followed")
+        following = following.following()
 
 
 def _write_identity(volume: Volume, image_fd: int) -> None:

@@ -13,7 +13,7 @@ import click
 
 from csi_driver.cli import options
 from csi_driver.cli.client import Connect, DriverClient, find_snapshot, find_volume
-from csi_driver.cli.output import human_bytes
+from csi_driver.cli.output import Size, human_bytes
 from csi_driver.cli.progress import meter
 from csi_driver.errors import CallFailed
 
@@ -24,9 +24,10 @@ _PIECE_BYTES: Final = 1 << 20
 
 @click.command("export")
 @click.argument("name_or_id", metavar="VOLUME|SNAPSHOT")
+@click.option("--base", metavar="SNAPSHOT", help="Only what differs from this earlier one of the same image.")
 @options.endpoint
 @click.pass_obj
-def export_content(connect: Connect, name_or_id: str, endpoint: str) -> None:
+def export_content(connect: Connect, name_or_id: str, base: str | None, endpoint: str) -> None:
     """Write the content of VOLUME or SNAPSHOT (its id or name) to standard output, as `hostvol import` reads it.
 
     The stream has everything that a new volume needs, holes left out, with checksums. A volume may be in use in a pool
@@ -36,14 +37,16 @@ def export_content(connect: Connect, name_or_id: str, endpoint: str) -> None:
     Examples:
       hostvol export before-upgrade | zstd > before-upgrade.hostvol.zst
       hostvol export data | aws s3 cp - s3://backups/data.hostvol
+      hostvol export tuesday --base monday > tuesday.hostvol
     """
     if os.isatty(_STDOUT):
         raise click.UsageError("standard output is a terminal; pipe it somewhere, or redirect it to a file")
     with closing(connect(endpoint)) as client:
         found = _found(client, name_or_id)
+        base_id = find_snapshot(client, base)["snapshot_id"] if base else ""
         sent_bytes = 0
         with meter("exporting", found.get("allocated_bytes") or found.get("size_bytes", 0)) as advance:
-            for piece in client.export(found.get("volume_id") or found["snapshot_id"]):
+            for piece in client.export(found.get("volume_id") or found["snapshot_id"], base_id):
                 _write(piece)
                 sent_bytes += len(piece)
                 advance(len(piece))
@@ -53,6 +56,7 @@ def export_content(connect: Connect, name_or_id: str, endpoint: str) -> None:
 @click.command("import")
 @click.option("--name", default="", help="Name of the new volume.  [default: that of what was exported]")
 @click.option("--pool", default="default", show_default=True)
+@click.option("--size", type=Size(), default=0, show_default="that of the first stream", help="At least this much.")
 @click.option("--thick", is_flag=True, help="Allocate all blocks of an image at once.")
 @click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
 @options.endpoint
@@ -60,12 +64,15 @@ def export_content(connect: Connect, name_or_id: str, endpoint: str) -> None:
 def import_content(connect: Connect, /, name: str, pool: str, endpoint: str, **asked: Any) -> None:
     """Make a new volume of what `hostvol export` wrote, read from standard input, and print its id.
 
+    Streams that were exported with --base follow the one that they are relative to.
+
     Nothing is left unless the whole stream came, as it was sent. The kernel trusts the filesystem that it mounts:
     import only what you trust.
 
     \b
     Examples:
       hostvol import --pool fast < data.hostvol
+      cat monday.hostvol tuesday.hostvol wednesday.hostvol | hostvol import --name data-as-it-was
       aws s3 cp s3://backups/before-upgrade.hostvol.zst - | zstd -d | hostvol import --name data-as-it-was
     """
     if os.isatty(_STDIN):
@@ -73,6 +80,7 @@ def import_content(connect: Connect, /, name: str, pool: str, endpoint: str, **a
     wanted = {
         "name": name,
         "pool": pool,
+        "size_bytes": asked["size"],
         "provisioning": "thick" if asked["thick"] else "",
         "quota": "none" if asked["no_quota"] else "",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from csi_driver.domain import sizes
 from csi_driver.domain.arrivals import Incoming
+from csi_driver.domain.block_lists import BlockLists
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.departures import header_of
 from csi_driver.domain.sources import Sources
@@ -41,13 +43,22 @@ class ImportOptions:
     pool: str = ""
     provisioning: str = ""
     quota: str = ""
+    size_bytes: int = 0
 
 
 class Exports:
     """The volumes and snapshots of this node, going out and coming in."""
 
-    def __init__(self, sources: Sources, volumes: Volumes, catalogue: Catalogue, snapshots: SnapshotCatalogue) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        volumes: Volumes,
+        catalogue: Catalogue,
+        snapshots: SnapshotCatalogue,
+        block_lists: BlockLists,
+    ) -> None:
         self._sources = sources
+        self._block_lists = block_lists
         self._volumes = volumes
         self._catalogue = catalogue
         self._snapshots = snapshots
@@ -69,6 +80,25 @@ class Exports:
             header = header_of(origin, object_id, content_id, name)
             yield from held.enter_context(closing(contents.sent(header, origin.content_fd)))
 
+    def changes(self, snapshot_id: str, base_id: str, deadline: float | None) -> Generator[bytes]:
+        """What makes the image of the base that of the snapshot, likewise; both are held.
+
+        Raises: SnapshotNotFound; HasNoBlocks for directories; Unrelated; what `Sources` raises; OSError: EIO.
+        """
+        from csi_driver.streams import images  # noqa: PLC0415 - most nodes never do this
+
+        for field, object_id in (("id", snapshot_id), ("base_id", base_id)):
+            if source_of(object_id).kind is not SourceKind.SNAPSHOT:
+                raise InvalidField(field, object_id, "a snapshot: only what does not change can be compared")
+            self._snapshots.get(object_id)
+        with ExitStack() as held:
+            origin = held.enter_context(self._sources.held(source_of(snapshot_id), deadline))
+            held.enter_context(self._sources.held(source_of(base_id), deadline))
+            blocks = self._block_lists.changed(base_id, snapshot_id, 0)
+            whole = header_of(origin, snapshot_id, snapshot_id, self._snapshots.get(snapshot_id).name)
+            header = dataclasses.replace(whole, base_id=base_id, data_bytes=0)
+            yield from images.changes(header, origin.content_fd, itertools.chain.from_iterable(blocks.windows))
+
     def take_in(self, chunks: Iterator[bytes], options: ImportOptions) -> Volume:
         """A new volume with the content of a stream; nothing is left unless the whole stream came.
 
@@ -76,6 +106,8 @@ class Exports:
         """
         incoming = Incoming(f"volume {options.name or 'of a stream'}")
         incoming.read_header(chunks)
+        # Only images can be relative to others.
+        incoming.stream.may_be_followed = incoming.stream.header.is_image
         return self._volumes.take_in(_spec(incoming, options), incoming)
 
 
@@ -83,7 +115,7 @@ def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
     header = incoming.stream.header
     is_mounted = incoming.access_type is AccessType.MOUNT
     if header.base_id or header.start:
-        raise InvalidField("stream", "an incremental one", "a whole one")
+        raise InvalidField("stream", f"relative to {header.base_id}", "a whole one, and behind it those relative to it")
     if len(options.name.encode()) > _MAX_NAME_BYTES:
         raise InvalidField("name", f"{len(options.name)} characters", f"at most {_MAX_NAME_BYTES} bytes")
     kind = (incoming.volume_type, incoming.access_type, header.fs_type)
@@ -105,7 +137,7 @@ def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
         raise InvalidField("quota", options.quota, "nothing for an image")
     return VolumeSpec(
         name=options.name or header.name,
-        capacity_range=CapacityRange(),
+        capacity_range=CapacityRange(required_bytes=options.size_bytes),
         access_type=incoming.access_type,
         fs_type=incoming.fs_type,
         parameters=parameters,

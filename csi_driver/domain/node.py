@@ -113,7 +113,7 @@ class Node:
             trash=self.trash,
         )
 
-        self.exports = Exports(sources, self.volumes, self.catalogue, self.snapshot_catalogue)
+        self.exports = Exports(sources, self.volumes, self.catalogue, self.snapshot_catalogue, self.block_lists)
 
         def settle(volume: Volume) -> Volume:
             return amendment.settle(extension.settle(volume))

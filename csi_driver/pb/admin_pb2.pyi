@@ -278,10 +278,12 @@ class RollbackVolumeResponse(_message.Message):
     def __init__(self, entry: _Optional[str] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "base_id")
     ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_ID_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    base_id: str
+    def __init__(self, id: _Optional[str] = ..., base_id: _Optional[str] = ...) -> None: ...
 
 class StreamChunk(_message.Message):
     __slots__ = ("data",)
@@ -298,16 +300,18 @@ class ImportRequest(_message.Message):
     def __init__(self, options: _Optional[_Union[ImportOptions, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ImportOptions(_message.Message):
-    __slots__ = ("name", "pool", "provisioning", "quota")
+    __slots__ = ("name", "pool", "provisioning", "quota", "size_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     PROVISIONING_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     pool: str
     provisioning: str
     quota: str
-    def __init__(self, name: _Optional[str] = ..., pool: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., pool: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class ImportResponse(_message.Message):
     __slots__ = ("volume_id", "name", "pool", "capacity_bytes")

@@ -118,7 +118,12 @@ class AdminServicer:
 
     def Export(self, request: admin_pb2.ExportRequest, call: Call) -> Iterator[admin_pb2.StreamChunk]:
         object_id = parsing.volume_id(request.id, "id")
-        with closing(self._node.exports.stream(object_id, call.deadline)) as pieces:
+        exports = self._node.exports
+        if request.base_id:
+            stream = exports.changes(object_id, parsing.snapshot_id(request.base_id), call.deadline)
+        else:
+            stream = exports.stream(object_id, call.deadline)
+        with closing(stream) as pieces:
             for piece in pieces:
                 yield admin_pb2.StreamChunk(data=piece)
 
@@ -170,7 +175,9 @@ def _import_options(asked: admin_pb2.ImportOptions) -> ImportOptions:
         value = getattr(asked, field)
         if value and value not in list(kind):
             raise InvalidField(field, value, " or ".join(kind))
-    return ImportOptions(asked.name, asked.pool, asked.provisioning, asked.quota)
+    if asked.size_bytes < 0:
+        raise InvalidField("size_bytes", asked.size_bytes, "0 or more")
+    return ImportOptions(asked.name, asked.pool, asked.provisioning, asked.quota, asked.size_bytes)
 
 
 def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:

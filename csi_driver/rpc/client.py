@@ -212,12 +212,14 @@ class Client:
         for message in messages:
             yield from ((one.byte_offset, one.size_bytes) for one in message.block_metadata)
 
-    def export(self, object_id: str) -> Iterator[bytes]:
-        """The content of a volume or snapshot as a stream."""
+    def export(self, object_id: str, base_id: str = "") -> Iterator[bytes]:
+        """The content of a volume or snapshot as a stream; with a base, what differs from that snapshot."""
         method = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name["Export"]
-        yield from (message.data for message in self._stream(method, admin_pb2.ExportRequest(id=object_id)))
+        yield from (
+            message.data for message in self._stream(method, admin_pb2.ExportRequest(id=object_id, base_id=base_id))
+        )
 
-    def import_volume(self, chunks: Iterator[bytes], options: Mapping[str, str]) -> dict[str, Any]:
+    def import_volume(self, chunks: Iterator[bytes], options: Mapping[str, Any]) -> dict[str, Any]:
         """A new volume from such a stream."""
         invoke = self._channel.stream_unary(
             "/hostvol.admin.v1.Admin/Import",

@@ -137,12 +137,14 @@ class Writer:
 class Reader:
     """One stream as it arrives, checked: it yields what was written, and ends only where the stream does."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
+    def __init__(self, chunks: Iterable[bytes] | _Input) -> None:
         """Read the header; `chunks` are the stream in pieces of any size.
 
         Raises: StreamDamaged; whatever `chunks` raises.
         """
-        self._input = _Input(iter(chunks))
+        self._input = chunks if isinstance(chunks, _Input) else _Input(iter(chunks))
+        # Else whatever follows its end is an error.
+        self.may_be_followed = False
         self._digest = hashlib.sha256()
         self._frames = 0
         self.data_bytes = 0
@@ -153,6 +155,29 @@ class Reader:
         if kind != HEADER:
             raise StreamDamaged("its header is missing")
         self.header = Header.decoded(bytes(payload))
+
+    def following(self) -> Reader | None:
+        """The stream behind this one, whose end was seen, which is relative to its content; None: there is none.
+
+        Raises: StreamDamaged when it is relative to another content; whatever the chunks raise.
+        """
+        if self._input.is_at_end():
+            return None
+        behind = Reader(self._input)
+        behind.may_be_followed = True
+        base, header = self.header, behind.header
+        if header.base_id != base.content_id:
+            of = f"is relative to {header.base_id}" if header.base_id else "is whole"
+            raise StreamDamaged(
+                f"what follows {base.content_id} {of}; each has to follow the one that it is relative to"
+            )
+        if (header.volume_type, header.access_type, header.fs_type) != (
+            base.volume_type,
+            base.access_type,
+            base.fs_type,
+        ):
+            raise StreamDamaged("what follows is of another kind")
+        return behind
 
     @property
     def read_bytes(self) -> int:
@@ -198,7 +223,7 @@ class Reader:
         expected = {"frames": self._frames - 1, "data_bytes": self.data_bytes, "sha256": digest}
         if totals != expected:
             raise StreamDamaged("its totals or its digest do not match")
-        if not self._input.is_at_end():
+        if not self.may_be_followed and not self._input.is_at_end():
             raise StreamDamaged("something follows its end")
 
 

@@ -27,6 +27,25 @@ def stream(header: Header, content_fd: int) -> Iterator[bytes]:
     yield writer.end()
 
 
+def changes(header: Header, content_fd: int, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The stream of an image relative to its base, which it may differ from in `ranges`: (first byte, first behind).
+
+    Raises: OSError: EIO; whatever `ranges` raises.
+    """
+    writer = Writer()
+    yield writer.begin(header)
+    for start, end in ranges:
+        position = start
+        for offset, behind in holes.data_ranges(content_fd, start, end):
+            if position < offset:
+                yield writer.zeros(position, offset - position)
+            yield from _pieces(writer, content_fd, offset, behind)
+            position = behind
+        if position < end:
+            yield writer.zeros(position, end - position)
+    yield writer.end()
+
+
 def whole(writer: Writer, content_fd: int, size: int, *, start: int = 0) -> Iterator[bytes]:
     """The data of a file up to `size`, from `start` on."""
     for offset, end in holes.data_ranges(content_fd, start, size):

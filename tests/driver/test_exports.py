@@ -4,6 +4,8 @@
 - A stream that is cut off or changed, a sender that is killed and a pool that is full leave nothing.
 - A reader that goes away lets the source go.
 - A volume in use in a pool that cannot share blocks is refused with the remedy; so is a name that is taken.
+- Increments behind a whole stream make what their last snapshot held; a missing link, a wrong order and a size that was
+  not asked for are refused.
 - Nothing binary goes to a terminal; a broken pipe is an error.
 """
 
@@ -14,12 +16,15 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from csi_driver.errors import CallFailed
+from csi_driver.linux import holes
+from csi_driver.rpc.client import Client
 from tests.cluster.test_other_node import CHECKS, digest, filled, looks
 from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, Workload, admin_volumes, run
 
@@ -46,6 +51,10 @@ def hostvol(
 
 def imported(driver: Driver, stream: bytes, *arguments: str) -> str:
     return hostvol(driver, "import", *arguments, stream=stream).stdout.decode().strip()
+
+
+def pieces(stream: bytes) -> Iterator[bytes]:
+    return (stream[start : start + MIB] for start in range(0, len(stream), MIB))
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -183,3 +192,59 @@ def test_nothing_binary_goes_to_a_terminal(tmp_path: Path) -> None:
     finally:
         os.close(shown)
         os.close(terminal)
+
+
+@pytest.mark.parametrize("fs_type", ["host", "xfs", "btrfs"])
+def test_increments_follow_a_whole_stream(fs_type: str, make_pool: MakePool, make_driver: MakeDriver) -> None:
+    driver = make_driver(make_pool(fs_type, 1 << 30))
+    source = raw(driver)
+    image = image_of(driver, source)
+    streams, digests, cuts = [], [], []
+    client = Client(driver.endpoint)
+    for number in range(4):
+        if number == 1:
+            driver.call("ControllerExpandVolume", volume_id=source, capacity_range={"required_bytes": 80 * MIB})
+        with image.open("r+b") as file:
+            for at in ((2 + number) * MIB + 4096, (40 + number) * MIB, 64 * MIB - 8192 + 16 * MIB * bool(number)):
+                os.pwrite(file.fileno(), os.urandom(8192), at)
+            if number:
+                holes.punch(file.fileno(), (3 + number) * MIB, MIB)
+            os.fsync(file.fileno())
+        cuts.append(client.create_snapshot(f"cut-{number}", source)["snapshot_id"])
+        until(lambda cut=cuts[-1]: bool(client.snapshot(cut)["state"] == "ready"))
+        streams.append(b"".join(client.export(cuts[-1], cuts[-2] if number else "")))
+        digests.append(digest(image))
+    assert all(len(stream) < MIB for stream in streams[1:])
+    for count in (2, 4):
+        copy = client.import_volume(
+            pieces(b"".join(streams[:count])), {"name": f"copy-{count}", "size_bytes": 80 * MIB}
+        )
+        assert digest(image_of(driver, copy["volume_id"])) == digests[count - 1]
+    before = driver.files()
+    wrong: dict[str, tuple[bytes, int]] = {
+        "relative to": (streams[0] + streams[2], 80 * MIB),
+        "a whole one": (streams[1], 0),
+        "is whole": (streams[0] + streams[0], 0),
+        "--size": (streams[0] + streams[1], 0),
+        "cut off": (streams[0] + streams[1][:-1], 80 * MIB),
+    }
+    for told, (stream, size_bytes) in wrong.items():
+        with pytest.raises(CallFailed, match=told):
+            client.import_volume(pieces(stream), {"name": "wrong", "size_bytes": size_bytes})
+    assert driver.files() == before
+    client.close()
+
+
+def test_what_cannot_be_relative_is_refused(make_pool: MakePool, make_driver: MakeDriver) -> None:
+    driver = make_driver(make_pool("xfs", 1 << 30))
+    directory = Workload(driver, "files", parameters=DIRECTORY, size_bytes=16 * MIB)
+    directory.create()
+    for name in ("one", "two"):
+        driver.call("CreateSnapshot", name=name, source_volume_id=directory.volume_id)
+    done = hostvol(driver, "export", "two", "--base", "one", check=False)
+    assert (done.returncode, b"FAILED_PRECONDITION" in done.stderr) == (1, True), done.stderr
+    living = hostvol(driver, "export", "files", "--base", "one", check=False)
+    assert (living.returncode, b"a snapshot" in living.stderr) == (1, True), living.stderr
+    stream = hostvol(driver, "export", "one").stdout
+    twice = hostvol(driver, "import", "--name", "copy", stream=stream + stream, check=False)
+    assert (twice.returncode, b"something follows" in twice.stderr) == (1, True), twice.stderr
