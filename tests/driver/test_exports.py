@@ -169,6 +169,28 @@ def test_a_pool_without_room_refuses_before_it_begins(make_pool: MakePool, make_
     assert driver.files() == before
 
 
+def test_a_disk_that_fills_up_in_the_middle_keeps_nothing(make_pool: MakePool, make_driver: MakeDriver) -> None:
+    place = make_pool("xfs", 512 * MIB)
+    driver = make_driver(place)
+    client = Client(driver.endpoint)
+    stream = b"".join(client.export(raw(driver, written=60)))
+    before = driver.files()
+    stranger = Path(str(place.mount_point)) / "stranger"
+
+    def filling() -> Iterator[bytes]:
+        for number, piece in enumerate(pieces(stream)):
+            if number == 4:
+                space = os.statvfs(stranger.parent)
+                run("fallocate", "-l", str(space.f_bavail * space.f_frsize - 8 * MIB), str(stranger))
+            yield piece
+
+    with pytest.raises(CallFailed, match="RESOURCE_EXHAUSTED"):
+        client.import_volume(filling(), {"name": "copy"})
+    client.close()
+    assert driver.files() == before
+    assert len(admin_volumes(driver)) == 1
+
+
 def test_a_volume_in_use_that_cannot_be_cut_is_refused(tmp_path: Path, make_driver: MakeDriver) -> None:
     driver = make_driver(tmp_path / "pool")
     volume = Workload(driver, "data", fs_type="ext4", size_bytes=64 * MIB)
