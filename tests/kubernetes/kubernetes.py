@@ -18,6 +18,7 @@ RELEASE = "hostvol"
 DRIVER = "csi.hostvol.dev"
 TOPOLOGY_KEY = f"topology.{DRIVER}/node"
 POOL = "/var/lib/hostvol"
+SHARED = "shared"
 NODE_PODS = "app.kubernetes.io/component=node"
 CONTROLLER_PODS = "app.kubernetes.io/component=controller"
 
@@ -244,8 +245,17 @@ print(json.dumps(found))
 
 def with_pool(**settings: str) -> tuple[str, ...]:
     """Arguments of `install`: the default pool, with more settings. Helm replaces a list as a whole."""
-    pool = {"name": "default", "path": POOL, "init": "true", **settings}
-    return tuple(word for key, value in pool.items() for word in ("--set", f"pools[0].{key}={value}"))
+    return _pool(0, {"name": "default", "path": POOL, "init": "true", **settings})
+
+
+def with_shared_pool(size: str, **settings: str) -> tuple[str, ...]:
+    """Arguments of `install`: beside the default pool one that can share blocks, in a backing file of that size."""
+    backed = {"name": SHARED, "path": f"{POOL}-{SHARED}", "init": "true", "backingFile": size, **settings}
+    return with_pool() + _pool(1, backed)
+
+
+def _pool(index: int, settings: dict[str, str]) -> tuple[str, ...]:
+    return tuple(word for key, value in settings.items() for word in ("--set", f"pools[{index}].{key}={value}"))
 
 
 def is_ready(pod: Object) -> bool:

@@ -12,7 +12,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.kubernetes.kubernetes import ROOT, CommandFailed, Kubernetes, attributes_class, run, with_pool
+from tests.kubernetes.kubernetes import (
+    ROOT,
+    SHARED,
+    CommandFailed,
+    Kubernetes,
+    attributes_class,
+    run,
+    storage_class,
+    with_shared_pool,
+)
 
 # A spec's own words, and why it does not concern this driver.
 SKIPPED = {
@@ -34,11 +43,15 @@ LEFT_OUT = r"\[Disruptive\]|\[Slow\]|\[Feature:Windows\]|any volume data source|
 
 @pytest.fixture
 def allowed(kubernetes: Kubernetes) -> Iterator[None]:
-    """Inline ephemeral volumes, of a gibibyte each, as many as run at once, and attributes to change volumes to."""
-    kubernetes.install(*with_pool(ephemeral="16Gi"))
-    kubernetes.apply(attributes_class("test-attributes", {"provisioning": "thick"}))
+    """A pool that can do everything, with a class of its own, and attributes to change volumes to."""
+    kubernetes.install(*with_shared_pool("12Gi", ephemeral="8Gi"))
+    kubernetes.apply(
+        storage_class("test-upstream", {"pool": SHARED}, allowVolumeExpansion=True),
+        attributes_class("test-attributes", {"provisioning": "thick"}),
+    )
     yield
     kubernetes.delete("volumeattributesclass", "test-attributes")
+    kubernetes.delete("storageclass", "test-upstream")
     kubernetes.install()
 
 
