@@ -472,14 +472,6 @@ class CallFailed(HostvolError):
         super().__init__(f"{message} ({code})")
 
 
-class TransferRefused(HostvolError):
-    """The node of a source has answered a transfer with this gRPC status code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class TransferInterrupted(HostvolError):
     """A transfer cannot go on now, and can be taken up where it is."""
 

@@ -20,7 +20,7 @@ import grpc.aio
 
 from csi_driver.cluster.registry import Registry
 from csi_driver.cluster.tokens import NodeIdentity, Verifier
-from csi_driver.errors import HostvolError, NodeRefused, NodeUnreachable, ObjectUnknown, TransferRefused
+from csi_driver.errors import HostvolError, NodeRefused, NodeUnreachable, ObjectUnknown
 from csi_driver.model import key_of, node_key
 from csi_driver.pb import peer_pb2
 
@@ -40,6 +40,15 @@ _GRANTED_SECONDS: Final = 900.0
 _MOST_GRANTED: Final = 10000
 _MAX_LIFETIME_SECONDS: Final = 1 << 31
 _BEARER: Final = "Bearer "
+
+
+class _Refused(Exception):
+    """The node of a source has answered with this gRPC status code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 Explain = Callable[[Exception], tuple[grpc.StatusCode, str]]
 
@@ -132,7 +141,7 @@ class Crossings(grpc.GenericRpcHandler):
                 await self._cross(request, node_key(identity.node_id), context)
         except TimeoutError:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the token has expired, or the source's node is silent")
-        except TransferRefused as refusal:
+        except _Refused as refusal:
             await context.abort(_CODES[refusal.code], str(refusal))
         except (HostvolError, OSError) as error:
             await context.abort(*self._explain(error))
@@ -174,7 +183,7 @@ class Crossings(grpc.GenericRpcHandler):
         async with asyncio.timeout(_SERVE_SECONDS):
             outcome = await session.call(SERVE, asked.SerializeToString(), _SERVE_SECONDS)
         if outcome.code:
-            raise TransferRefused(outcome.code, outcome.message)
+            raise _Refused(outcome.code, outcome.message)
 
     async def _offer(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> peer_pb2.OfferResponse:
         try:

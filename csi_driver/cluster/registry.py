@@ -75,7 +75,7 @@ class Registry:
         self._changed = asyncio.Condition()
 
     async def attach(self, session: Session, inventory: Inventory) -> None:
-        """The session serves its node from now on; an older one of the same node is closed.
+        """The session serves its node from now on; an older one of the same node only ends what it has begun.
 
         Raises: NodeKeyTaken when another node has the key.
         """
@@ -83,7 +83,7 @@ class Registry:
         if older is not None:
             if older.node_id != session.node_id:
                 raise NodeKeyTaken(session.node_id, older.node_id)
-            older.close("a newer stream of the node took over")
+            older.retire("a newer stream of the node took over")
         self._forget(session.key)
         self._absent.pop(session.key, None)
         self._sessions[session.key] = session

@@ -14,6 +14,8 @@ from csi_driver.pb import peer_pb2
 PROTOCOL = 1
 # How many messages of a streamed answer a node may be ahead of the client.
 _CREDIT = 4
+# A stream that another has replaced waits so long for answers: its node may be gone without a word.
+_RETIRED_SECONDS = 30.0
 
 
 class StreamEnded(Exception):
@@ -39,6 +41,7 @@ class Session:
         self.outgoing: asyncio.Queue[peer_pb2.FromRouter] = asyncio.Queue()
         self.closed = asyncio.Event()
         self.reason = ""
+        self._is_retired = False
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
 
@@ -53,6 +56,7 @@ class Session:
             return await answer.future
         finally:
             self._pending.pop(call_id, None)
+            self._close_if_done()
 
     async def stream(self, method: str, request: bytes, timeout_seconds: float | None) -> AsyncGenerator[bytes]:
         """The messages of a streamed answer; the node is never more than a few ahead.
@@ -76,6 +80,7 @@ class Session:
         finally:
             if self._pending.pop(call_id, None) is not None:
                 self._send(peer_pb2.FromRouter(cancel=peer_pb2.Cancel(call_id=call_id)))
+            self._close_if_done()
 
     def deliver(self, reply: peer_pb2.Reply) -> None:
         """A reply has come; one that nobody waits for any more is dropped."""
@@ -92,12 +97,20 @@ class Session:
         for pending in self._pending.values():
             pending.fail(f"node {self.node_id}: {reason}; repeat the call")
 
+    def retire(self, reason: str) -> None:
+        """Take no more calls, and close when those in flight are answered, or have not been for long."""
+        self.reason = reason
+        self._is_retired = True
+        self._close_if_done()
+        if not self.closed.is_set():
+            asyncio.get_running_loop().call_later(_RETIRED_SECONDS, self.close, reason)
+
     def in_flight(self) -> int:
         """How many calls the node has not answered yet."""
         return len(self._pending)
 
     def _begin(self, answer: _Pending, method: str, request: bytes, timeout: float | None, credit: int) -> int:
-        if self.closed.is_set():
+        if self.closed.is_set() or self._is_retired:
             raise NodeUnreachable(f"node {self.node_id}: {self.reason}; repeat the call")
         call_id = next(self._ids)
         self._pending[call_id] = answer
@@ -107,6 +120,10 @@ class Session:
         )
         self._send(peer_pb2.FromRouter(call=call))
         return call_id
+
+    def _close_if_done(self) -> None:
+        if self._is_retired and not self._pending:
+            self.close(self.reason)
 
     def _send(self, message: peer_pb2.FromRouter) -> None:
         self.outgoing.put_nowait(message)

@@ -5,7 +5,7 @@
 - A call whose caller gives up leaves nothing behind, and a late reply harms nobody.
 - Streamed answers arrive in order, the node is never more than a few messages ahead, and it hears when nobody reads.
 - What the other side does not know yet is ignored: unknown kinds up, unknown methods down.
-- A newer stream of a node takes over, and calls on the old one are UNAVAILABLE at once.
+- A newer stream of a node takes over; what was asked on the old one is answered there, and then it ends.
 - A node that is gone in the middle of a call is UNAVAILABLE at once.
 - A change that is told before a reply is listed when the caller has the reply.
 """
@@ -234,14 +234,33 @@ def test_kinds_from_the_future_are_ignored(controller: Controller, node: Peer) -
 
 def test_the_newest_stream_of_a_node_wins(controller: Controller, node: Peer, dial: Callable[[str], Peer]) -> None:
     asking = Asking(controller, "DeleteVolume", volume_id=volume_id("node-a", "1"))
+    asked = node.next().call
+    newer = dial("node-a")
+    newer.attach("node-a", "1", "2")
+    until(lambda: controller.volumes() == [volume_id("node-a", end) for end in "12"])
+    again = Asking(controller, "DeleteVolume", volume_id=volume_id("node-a", "1"))
+    newer.reply(newer.next().call)
+    again.join(10)
+    assert again.failure is None
+    assert asking.is_alive()
+    node.reply(asked)
+    asking.join(10)
+    assert asking.failure is None
+    assert node.refusal()[0] is Code.UNAVAILABLE
+
+
+def test_an_older_stream_that_breaks_takes_only_its_own_calls_along(
+    controller: Controller, node: Peer, dial: Callable[[str], Peer]
+) -> None:
+    asking = Asking(controller, "DeleteVolume", volume_id=volume_id("node-a", "1"))
     node.next()
     newer = dial("node-a")
     newer.attach("node-a", "1", "2")
+    until(lambda: len(controller.volumes()) == 2)
+    node.close()
     asking.join(10)
     assert asking.failure is not None
     assert asking.failure.code is Code.UNAVAILABLE
-    assert node.refusal()[0] is Code.UNAVAILABLE
-    assert controller.volumes() == [volume_id("node-a", end) for end in "12"]
     again = Asking(controller, "DeleteVolume", volume_id=volume_id("node-a", "1"))
     newer.reply(newer.next().call)
     again.join(10)
