@@ -460,7 +460,7 @@ def pool_list(driver: Driver) -> dict[str, object]:
     return dict(rows[0])
 
 
-def wait_until(claim: Callable[[], bool], seconds: float = 40.0) -> None:
+def wait_until(claim: Callable[[], bool], seconds: float = 120.0) -> None:
     ends = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < ends
