@@ -27,6 +27,13 @@ def minimum_bytes(volume_type: VolumeType, access_type: AccessType, fs_type: str
     return BLOCK_BYTES
 
 
+def grown_minimum_bytes(volume_type: VolumeType, access_type: AccessType, fs_type: str) -> int:
+    """The smallest size to which a volume of this kind can grow."""
+    if volume_type is VolumeType.IMAGE and access_type is AccessType.MOUNT:
+        return FILESYSTEMS[fs_type].grown_minimum_bytes
+    return BLOCK_BYTES
+
+
 def maximum_bytes(volume_type: VolumeType, access_type: AccessType, fs_type: str) -> int:
     """The largest volume of this kind."""
     if volume_type is VolumeType.IMAGE and access_type is AccessType.MOUNT:
@@ -55,10 +62,12 @@ def choose_capacity(asked: CapacityRange, *, minimum: int, maximum: int) -> int:
     return given
 
 
-def choose_copy_capacity(asked: CapacityRange, *, source_bytes: int, minimum: int, maximum: int) -> int:
+def choose_copy_capacity(
+    asked: CapacityRange, *, source_bytes: int, minimum: int, grown_minimum: int, maximum: int
+) -> int:
     """The size of a volume whose content is copied: what is required, never less than the source has.
 
-    Nothing required: the source's size.
+    Nothing required: the source's size. What is larger than the source is `grown_minimum` at least.
 
     Raises: CapacityOutOfRange naming the field and what is possible.
     """
@@ -73,6 +82,8 @@ def choose_copy_capacity(asked: CapacityRange, *, source_bytes: int, minimum: in
         raise CapacityOutOfRange(
             f"capacity_range.required_bytes: {asked.required_bytes} is less than the {source_bytes} bytes of the source"
         )
+    if given > source_bytes:
+        return choose_capacity(asked, minimum=grown_minimum, maximum=maximum)
     return given
 
 
@@ -99,7 +110,7 @@ def choose_larger(volume: Volume, asked: CapacityRange) -> int:
     if asked.required_bytes <= volume.capacity_bytes:
         return volume.capacity_bytes
     kind = (volume.volume_type, volume.access_type, volume.fs_type)
-    return choose_capacity(asked, minimum=minimum_bytes(*kind), maximum=maximum_bytes(*kind))
+    return choose_capacity(asked, minimum=grown_minimum_bytes(*kind), maximum=maximum_bytes(*kind))
 
 
 def require_reached(volume: Volume, asked: CapacityRange) -> None:

@@ -182,6 +182,7 @@ class Volumes:
             spec.capacity_range,
             source_bytes=origin.size_bytes,
             minimum=sizes.minimum_bytes(*kind),
+            grown_minimum=sizes.grown_minimum_bytes(*kind),
             maximum=sizes.maximum_bytes(*kind),
         )
         exactly = CapacityRange(capacity_bytes, capacity_bytes)

@@ -42,10 +42,14 @@ BLOCK_SIZE: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class FilesystemType:
-    """A filesystem that images can be formatted with, and what a class may ask of it."""
+    """A filesystem that images can be formatted with, and what a class may ask of it.
+
+    `grown_minimum_bytes`: the least size to which one that was made smaller can grow.
+    """
 
     name: str
     minimum_bytes: int
+    grown_minimum_bytes: int
     maximum_bytes: int
     block_size: int
     mkfs: str
@@ -53,10 +57,11 @@ class FilesystemType:
     mount_options: Mapping[str, Rule]
 
 
-def _filesystem(name: str, minimum_bytes: int, maximum_bytes: int) -> FilesystemType:
+def _filesystem(name: str, minimum_bytes: int, maximum_bytes: int, grown_minimum_bytes: int = 0) -> FilesystemType:
     return FilesystemType(
         name=name,
         minimum_bytes=minimum_bytes,
+        grown_minimum_bytes=grown_minimum_bytes or minimum_bytes,
         maximum_bytes=maximum_bytes,
         block_size=BLOCK_SIZE,
         mkfs=f"mkfs.{name}",
@@ -65,12 +70,13 @@ def _filesystem(name: str, minimum_bytes: int, maximum_bytes: int) -> Filesystem
     )
 
 
-# The least sizes: mkfs.ext4 leaves the journal out below 2048 blocks, and says so only on stderr; mkfs.xfs
-# and mkfs.btrfs refuse what is smaller. The greatest: 32-bit block numbers for ext4, any disk for the others.
+# The least sizes: mkfs.ext4 leaves the journal out below 2048 blocks, and says so only on stderr; mkfs.xfs and
+# mkfs.btrfs refuse what is smaller; BTRFS_IOC_RESIZE refuses what is below 256 MiB. The greatest: 32-bit block numbers
+# for ext4, any disk for the others.
 FILESYSTEMS: Final[Mapping[str, FilesystemType]] = {
     "ext4": _filesystem("ext4", 8 * MIB, 1 << 44),
     "xfs": _filesystem("xfs", 300 * MIB, 1 << 60),
-    "btrfs": _filesystem("btrfs", 109 * MIB, 1 << 60),
+    "btrfs": _filesystem("btrfs", 109 * MIB, 1 << 60, 256 * MIB),
 }
 
 # In full, since the machine's mke2fs.conf would otherwise decide; `none` clears what it says. All of them are

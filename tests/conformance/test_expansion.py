@@ -107,6 +107,35 @@ def test_an_expansion_can_be_repeated_and_changes_nothing(volume: Workload) -> N
     assert traces(volume.driver) == before
 
 
+@pytest.fixture
+def small_btrfs(driver: Driver) -> Iterator[Workload]:
+    yield from existing(driver, "btrfs")
+
+
+def test_a_small_btrfs_grows_to_what_the_kernel_lets_it_grow_to(small_btrfs: Workload) -> None:
+    request = small_btrfs.expand_request(192 * MIB)
+    request.capacity_range.limit_bytes = 200 * MIB
+    refused(small_btrfs.driver, "ControllerExpandVolume", Code.OUT_OF_RANGE, "limit_bytes", request=request)
+    small_btrfs.stage()
+    small_btrfs.publish()
+    assert small_btrfs.expand(192 * MIB) == 256 * MIB
+    assert small_btrfs.expand_on_node() == 256 * MIB
+    assert small_btrfs.expand(192 * MIB) == 256 * MIB
+
+
+def test_a_copy_of_a_small_btrfs_has_its_size_or_one_to_which_it_can_grow(small_btrfs: Workload) -> None:
+    for size, given in ((128 * MIB, 128 * MIB), (192 * MIB, 256 * MIB)):
+        copy = Workload(small_btrfs.driver, f"copy-{size}", fs_type="btrfs", size_bytes=size)
+        request = create_request(copy.name, size, volume_capabilities=[copy.capability])
+        request.volume_content_source.volume.volume_id = small_btrfs.volume_id
+        made = copy.driver.call("CreateVolume", request).volume
+        assert made.capacity_bytes == given
+        copy.volume_id = made.volume_id
+        copy.stage()
+        copy.unstage()
+        copy.delete()
+
+
 def test_a_size_is_rounded_up_to_whole_blocks(volume: Workload) -> None:
     assert volume.expand(2 * volume.size_bytes + 1) == 2 * volume.size_bytes + 4096
 
