@@ -160,7 +160,8 @@ class Router:
         if source is not None and source.key != session.key:
             self.grants.allow(session.key, source.object_id)
         outcome = await _forward(session, asked)
-        if outcome.code not in _UNDECIDED:
+        # Where a newer stream has taken over, the name is known only once that one has told it.
+        if outcome.code not in _UNDECIDED and self._registry.session(session.key) is session:
             self._placement.ended(request.name)
         inventory = self._registry.inventory(session.key)
         if outcome.code == 0 and inventory is not None:

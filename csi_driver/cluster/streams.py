@@ -14,8 +14,9 @@ from csi_driver.pb import peer_pb2
 PROTOCOL = 1
 # How many messages of a streamed answer a node may be ahead of the client.
 _CREDIT = 4
-# A stream that another has replaced waits so long for answers: its node may be gone without a word.
-_RETIRED_SECONDS = 30.0
+# A stream that another has replaced waits so long for answers, and no longer than its token lasts. A node that is gone
+# without a word is found by gRPC's keepalive.
+_RETIRED_SECONDS = 600.0
 
 
 class StreamEnded(Exception):
