@@ -34,7 +34,7 @@ n=0
 while :; do
     n=$((n + 1))
     echo $n >> /data/records && sync /data/records || { echo "ERROR at $n"; exit 8; }
-    echo $n > /tmp/acknowledged
+    echo $n > /tmp/next && mv /tmp/next /tmp/acknowledged
     sleep 0.1
 done
 """
