@@ -17,4 +17,4 @@ DISKS = ("xfs", "ext4", "btrfs")
 
 @pytest.mark.parametrize("selection", ["xfs or qgroups", "ext4"])
 def test_every_claim_about_the_driver_with_quotas_holds(tmp_path: Path, selection: str) -> None:
-    check_claims(GUEST, selection, disks=[tmp_path / name for name in DISKS], disk_bytes=600 * MIB)
+    check_claims(GUEST, selection, disks=[tmp_path / name for name in DISKS], disk_bytes=680 * MIB)
