@@ -213,11 +213,11 @@ FAILURES = [
     for _, failure in inspect.getmembers(errors, inspect.isclass)
     if issubclass(failure, errors.HostvolError) and failure not in (errors.HostvolError, errors.CallFailed)
 ]
-# Spec: the codes of the error tables of this driver's RPCs, and of the general one.
+# Spec: the codes of the error tables of this driver's RPCs, and of the general one; CANCELLED: nobody hears it.
 CODES = {
     *(Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION),
     *(Code.ABORTED, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE),
-    *(Code.UNAUTHENTICATED, Code.PERMISSION_DENIED),
+    *(Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.CANCELLED),
 }
 
 
