@@ -25,7 +25,7 @@ from typing import Final
 
 from csi_driver.errors import InsufficientCapacity, InvalidField, PoolRefused
 from csi_driver.faults import crash_point
-from csi_driver.linux import filesystem, growth, lock, loop, mount, mountinfo, preallocation, sync
+from csi_driver.linux import allocation, filesystem, growth, lock, loop, mount, mountinfo, sync
 from csi_driver.store import backing, durable
 from csi_driver.store.backing import BackingRecord
 
@@ -146,7 +146,7 @@ class BackingFile:
         """What is wrong with the file of a filesystem that is mounted; empty when nothing is."""
         try:
             with self._image() as image_fd:
-                if not preallocation.is_whole(image_fd):
+                if not allocation.is_whole(image_fd):
                     return "blocks are missing in it: what the pool promises may not be there"
         except (PoolRefused, OSError) as cause:
             return str(cause)
@@ -207,7 +207,7 @@ class BackingFile:
         wanted = self._record.wanted_bytes
         if os.fstat(image_fd).st_size >= wanted:
             return
-        preallocation.allocate(image_fd, self._record.size_bytes, wanted)
+        allocation.allocate(image_fd, self._record.size_bytes, wanted)
         # Before the size: a filesystem that sees the end also has the blocks in front of it.
         os.fsync(image_fd)
         crash_point("backing.grow_allocated")
@@ -217,7 +217,7 @@ class BackingFile:
 
     def _retract(self, image_fd: int) -> None:
         """Give up a growth that has no room. The filesystem knows nothing of it: the file still has its old size."""
-        preallocation.drop_behind_end(image_fd)
+        allocation.drop_behind_end(image_fd)
         self._write(replace(self._record, wanted_bytes=self._record.size_bytes))
 
     def _no_room(self, wanted: int, cause: OSError) -> Exception:
@@ -232,9 +232,9 @@ class BackingFile:
             _log.error("%s: blocks are missing and cannot be given back to it: %s", self.path, cause.strerror)
 
     def _allocate_holes(self, image_fd: int) -> None:
-        if not preallocation.is_whole(image_fd):
+        if not allocation.is_whole(image_fd):
             _log.warning("%s: somebody took blocks out of it (fstrim?); they are given back", self.path)
-            preallocation.allocate(image_fd, 0, os.fstat(image_fd).st_size)
+            allocation.allocate(image_fd, 0, os.fstat(image_fd).st_size)
             os.fsync(image_fd)
 
     def _write(self, record: BackingRecord) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from csi_driver.backends import backing_file
 from csi_driver.errors import InsufficientCapacity, InvalidField, PoolRefused
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, filesystem, loop, preallocation, sync
+from csi_driver.linux import allocation, btrfs, filesystem, loop, sync
 from csi_driver.store import backing, durable, pool
 from csi_driver.store.backing import BackingRecord
 
@@ -107,7 +107,7 @@ def _require_fit(dir_fd: int, directory: str) -> None:
 
 def _build(image_fd: int, dir_fd: int, directory: str, driver_name: str, size_bytes: int) -> str:
     try:
-        preallocation.allocate(image_fd, 0, size_bytes)
+        allocation.allocate(image_fd, 0, size_bytes)
     except OSError as cause:
         raise InsufficientCapacity(directory, size_bytes, backing_file.room_bytes(dir_fd)) from cause
     os.ftruncate(image_fd, size_bytes)

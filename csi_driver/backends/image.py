@@ -87,10 +87,10 @@ class ImageFiles:
             return
         with self._opened(volume, os.O_RDWR) as image_fd:
             for start in range(0, volume.capacity_bytes, _STEP_BYTES):
-                length = min(_STEP_BYTES, volume.capacity_bytes - start)
-                allocation.allocate(image_fd, start, length)
+                end = min(start + _STEP_BYTES, volume.capacity_bytes)
+                allocation.allocate(image_fd, start, end)
                 crash_point("image.allocated_live")
-                progress(start + length)
+                progress(end)
             os.fsync(image_fd)
 
     def retract(self, volume: Volume) -> None:

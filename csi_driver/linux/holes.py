@@ -5,21 +5,14 @@ Source: lseek(2) (SEEK_DATA), fallocate(2), include/uapi/linux/falloc.h. Descrip
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
 from typing import Final
 
-from csi_driver.linux.libc import check, libc
+from csi_driver.linux.allocation import FALLOC_FL_KEEP_SIZE, fallocate
 
-FALLOC_FL_KEEP_SIZE: Final = 0x1
 FALLOC_FL_PUNCH_HOLE: Final = 0x2
-
-_fallocate: Final = libc.fallocate64
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_fallocate.restype = ctypes.c_int
-_fallocate.errcheck = check  # type: ignore[assignment]
 
 
 def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -49,4 +42,4 @@ def punch(fd: int, offset: int, length: int) -> None:
 
     Raises: OSError: EOPNOTSUPP where the filesystem cannot.
     """
-    _fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)
+    fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.linux import preallocation
+from csi_driver.linux import allocation
 from tests.harness import MIB, PoolPlace
 
 SIZE = 8 * MIB
@@ -30,11 +30,11 @@ def blocks(path: Path) -> int:
 
 def test_blocks_come_without_a_size_and_go_again(file: Path) -> None:
     fd = os.open(file, os.O_RDWR)
-    preallocation.allocate(fd, 0, SIZE)
-    preallocation.allocate(fd, 0, SIZE)
+    allocation.allocate(fd, 0, SIZE)
+    allocation.allocate(fd, 0, SIZE)
     assert (file.stat().st_size, file.read_bytes()) == (4, b"kept")
     assert blocks(file) >= SIZE
-    preallocation.drop_behind_end(fd)
+    allocation.drop_behind_end(fd)
     assert blocks(file) < MIB
     os.close(fd)
 
@@ -42,9 +42,9 @@ def test_blocks_come_without_a_size_and_go_again(file: Path) -> None:
 def test_a_hole_is_seen_and_filled(file: Path) -> None:
     fd = os.open(file, os.O_RDWR)
     os.ftruncate(fd, SIZE)
-    assert not preallocation.is_whole(fd)
-    preallocation.allocate(fd, 0, SIZE)
-    assert preallocation.is_whole(fd)
+    assert not allocation.is_whole(fd)
+    allocation.allocate(fd, 0, SIZE)
+    assert allocation.is_whole(fd)
     assert file.read_bytes() == b"kept" + bytes(SIZE - 4)
     os.close(fd)
 
@@ -52,8 +52,8 @@ def test_a_hole_is_seen_and_filled(file: Path) -> None:
 def test_what_does_not_fit_says_so_and_goes_again(file: Path) -> None:
     fd = os.open(file, os.O_RDWR)
     with pytest.raises(OSError, match="No space") as failure:
-        preallocation.allocate(fd, 0, 1 << 40)
+        allocation.allocate(fd, 0, 1 << 40)
     assert failure.value.errno == errno.ENOSPC
-    preallocation.drop_behind_end(fd)
+    allocation.drop_behind_end(fd)
     assert blocks(file) < MIB
     os.close(fd)
