@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Driver, PoolPlace
+from tests.conformance.bad_requests import Given
+from tests.harness import MIB, Driver, PoolPlace, Workload
 
 NODE_ID = "probe-node"
 
@@ -25,3 +26,17 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     driver.clean_up()
     assert "unforeseen" not in driver.log(), driver.log()
     assert "Traceback" not in driver.log(), driver.log()
+
+
+@pytest.fixture(scope="module")
+def given(driver: Driver) -> Iterator[Given]:
+    image = Workload(driver, "image", size_bytes=16 * MIB)
+    device = Workload(driver, "device", size_bytes=8 * MIB, block=True)
+    for workload in (image, device):
+        workload.create()
+        workload.stage()
+    yield Given(driver, image, device)
+    for workload in (image, device):
+        workload.unstage()
+        workload.delete()
+    assert (driver.mounts(), driver.loops(), driver.files()) == ([], [], [])
