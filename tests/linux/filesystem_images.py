@@ -24,6 +24,18 @@ def run(*command: str | Path) -> str:
     return subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
+def output(*command: str) -> str:
+    """Return what the system's own tool says, in its own language."""
+    environment = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=environment)
+    return result.stdout
+
+
+def allocated(path: str) -> int:
+    """How many bytes the file takes."""
+    return os.stat(path).st_blocks * 512
+
+
 @contextmanager
 def mounted(
     directory: Path, fs_type: str, *, size: int = 0, options: list[str] | None = None, devices: int = 1
