@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conformance.bad_requests import Given
+from tests.conformance.node_volumes import KINDS, existing
 from tests.harness import MIB, Driver, PoolPlace, Workload
 
 NODE_ID = "probe-node"
@@ -40,3 +41,19 @@ def given(driver: Driver) -> Iterator[Given]:
         workload.unstage()
         workload.delete()
     assert (driver.mounts(), driver.loops(), driver.files()) == ([], [], [])
+
+
+@pytest.fixture
+def image(driver: Driver) -> Iterator[Workload]:
+    """A staged volume with a filesystem, taken down afterwards whatever was published of it."""
+    with existing(driver, "image", **KINDS["ext4"]) as workload:
+        workload.stage()
+        yield workload
+
+
+@pytest.fixture
+def device(driver: Driver) -> Iterator[Workload]:
+    """The same with a raw block volume."""
+    with existing(driver, "device", **KINDS["block"]) as workload:
+        workload.stage()
+        yield workload
