@@ -15,130 +15,15 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from csi_driver.domain import ledger as ledger_module
 from csi_driver.domain.ledger import Ledger, Space, growth_of, is_counted
 from csi_driver.errors import InsufficientCapacity, NoRoomToGrow
-from csi_driver.model import (
-    GIB,
-    MIB,
-    AccessType,
-    PoolName,
-    Provisioning,
-    QuotaPolicy,
-    Volume,
-    VolumeId,
-    VolumeParameters,
-    VolumeType,
-)
-
-BLOCK = 4096
-
-
-class FakeFilesystem:
-    """Numbers: what strangers hold, what each volume owns, and what is therefore available."""
-
-    def __init__(self, total_bytes: int = 10 * GIB) -> None:
-        self.total_bytes = total_bytes
-        self.strangers_bytes = 0
-        self.own: dict[VolumeId, int] = {}
-        self.listed: dict[VolumeId, Volume] = {}
-        self.unmeasurable: set[VolumeId] = set()
-        self.measurements = 0
-
-    @property
-    def available_bytes(self) -> int:
-        return self.total_bytes - self.strangers_bytes - sum(self.own.values())
-
-    def space(self) -> Space:
-        return Space(self.total_bytes, self.available_bytes)
-
-    def volumes(self) -> list[Volume]:
-        return list(self.listed.values())
-
-    def own_bytes(self, volume: Volume) -> int:
-        self.measurements += 1
-        if volume.volume_id in self.unmeasurable:
-            raise OSError("it cannot be measured")
-        return self.own.get(volume.volume_id, 0)
-
-    @property
-    def growth_bytes(self) -> int:
-        """What the volumes that are there may truly still allocate."""
-        return sum(growth_of(volume, self.own.get(key, 0)) for key, volume in self.listed.items())
-
-
-class Clock:
-    """Stands in for `time` in the ledger's module."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Books:
-    """A ledger and its filesystem, used as `domain.volumes` uses them."""
-
-    def __init__(self, total_bytes: int = 10 * GIB) -> None:
-        self.disk = FakeFilesystem(total_bytes)
-        self.ledger = Ledger(self.disk)
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def volume(self, size_bytes: int, *, thick: bool = False, quota: QuotaPolicy | None = None) -> Volume:
-        with self._lock:
-            self._count += 1
-            number = self._count
-        parameters = VolumeParameters(
-            volume_type=VolumeType.IMAGE if quota is None else VolumeType.DIRECTORY,
-            pool=PoolName("default"),
-            provisioning=Provisioning.THICK if thick else Provisioning.THIN,
-            quota=quota or QuotaPolicy.REQUIRED,
-        )
-        return Volume(VolumeId(f"vol-{number}"), f"n{number}", size_bytes, AccessType.BLOCK, "", parameters, 0.0)
-
-    def create(self, size_bytes: int, *, thick: bool = False, overcommit: float = 1.0) -> Volume:
-        volume = self.volume(size_bytes, thick=thick)
-        self.ledger.admit(volume, overcommit)
-        self.disk.own[volume.volume_id] = size_bytes if thick else 0
-        self.ledger.settle(volume, size_bytes if thick else 0)
-        self.disk.listed[volume.volume_id] = volume
-        return volume
-
-    def grow(self, volume: Volume, to_bytes: int, *, overcommit: float = 1.0, fails: bool = False) -> Volume:
-        """As `domain.growth` does it; somebody may measure in its middle."""
-        self.ledger.admit_growth(volume, to_bytes, overcommit)
-        allocated = to_bytes - volume.capacity_bytes if volume.is_thick else 0
-        self.disk.own[volume.volume_id] += allocated
-        self.ledger.measure()
-        if fails:
-            self.disk.own[volume.volume_id] -= allocated
-            self.ledger.resize(volume)
-            return volume
-        grown = dataclasses.replace(volume, capacity_bytes=to_bytes)
-        self.disk.listed[volume.volume_id] = grown
-        self.ledger.resize(grown, allocated)
-        return grown
-
-    def delete(self, volume: Volume) -> None:
-        del self.disk.listed[volume.volume_id]
-        self.ledger.forget(volume)
-        del self.disk.own[volume.volume_id]
-
-    def fill(self, volume: Volume) -> None:
-        self.disk.own[volume.volume_id] = volume.capacity_bytes
-
-    def discard(self, volume: Volume) -> None:
-        self.disk.own[volume.volume_id] = 0
+from csi_driver.model import GIB, MIB, QuotaPolicy
+from tests.capacity.books import BLOCK, USABLE, Books, Clock
 
 
 @pytest.fixture
@@ -151,9 +36,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def books(clock: Clock) -> Books:
     return Books()
-
-
-USABLE = 10 * GIB - 10 * GIB // 50
 
 
 def test_the_reserve_is_two_percent_and_never_less_than_64_mib() -> None:
@@ -438,113 +320,3 @@ def test_growth_is_never_negative() -> None:
     volume = Books().volume(GIB)
     assert growth_of(volume, 2 * GIB) == 0
     assert growth_of(volume, 0) == GIB
-
-
-class LedgerMachine(RuleBasedStateMachine):
-    """Volumes made, written, discarded, deleted and measured in any order; time passes in between."""
-
-    volumes = Bundle("volumes")
-    overcommit = 1.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = Clock()
-        self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(ledger_module, "time", self.clock)
-        self.books = Books(4 * GIB)
-
-    def teardown(self) -> None:
-        self._patch.undo()
-
-    @rule(target=volumes, part=st.integers(1, 100), thick=st.booleans())
-    def create_a_part_of_what_is_grantable(self, part: int, thick: bool) -> Volume:
-        grantable = self.books.ledger.grantable_bytes(self.overcommit, thick=thick)
-        size = max(BLOCK, grantable * part // 100 // BLOCK * BLOCK)
-        if size > grantable:
-            return self.books.volume(0)
-        return self.books.create(size, thick=thick, overcommit=self.overcommit)
-
-    @rule(target=volumes, size=st.integers(1, 1024), thick=st.booleans())
-    def create_anything(self, size: int, thick: bool) -> Volume:
-        try:
-            return self.books.create(size * 8 * MIB, thick=thick, overcommit=self.overcommit)
-        except InsufficientCapacity:
-            return self.books.volume(0)
-
-    @rule(target=volumes, volume=consumes(volumes), part=st.integers(0, 130), fails=st.booleans())
-    def grow_by_a_part_of_what_is_grantable(self, volume: Volume, part: int, fails: bool) -> Volume:
-        if volume.volume_id not in self.books.disk.listed:
-            return volume
-        grantable = self.books.ledger.grantable_bytes(self.overcommit, thick=volume.is_thick)
-        to_bytes = volume.capacity_bytes + grantable * part // 100 // BLOCK * BLOCK
-        if to_bytes == volume.capacity_bytes:
-            return volume
-        try:
-            return self.books.grow(volume, to_bytes, overcommit=self.overcommit, fails=fails)
-        except NoRoomToGrow:
-            assert part > 100, "less than what is said to be grantable was refused"
-            return volume
-
-    @rule(volume=volumes, part=st.integers(0, 100))
-    def write(self, volume: Volume, part: int) -> None:
-        own = self.books.disk.own.get(volume.volume_id)
-        if own is not None:
-            room = self.books.disk.available_bytes
-            wanted = max(own, volume.capacity_bytes * part // 100)
-            assert self.overcommit > 1.0 or wanted - own <= room, "a promise was broken"
-            self.books.disk.own[volume.volume_id] = min(wanted, own + room)
-
-    @rule(volume=volumes, part=st.integers(0, 100))
-    def discard(self, volume: Volume, part: int) -> None:
-        own = self.books.disk.own.get(volume.volume_id)
-        if own is not None:
-            self.books.disk.own[volume.volume_id] = own * part // 100
-
-    @rule(volume=consumes(volumes))
-    def delete(self, volume: Volume) -> None:
-        if volume.volume_id in self.books.disk.listed:
-            self.books.delete(volume)
-
-    @rule(size=st.integers(1, 256), thick=st.booleans())
-    def a_create_fails(self, size: int, thick: bool) -> None:
-        volume = self.books.volume(size * MIB, thick=thick)
-        try:
-            self.books.ledger.admit(volume, self.overcommit)
-        except InsufficientCapacity:
-            return
-        self.books.ledger.forget(volume)
-
-    @rule(seconds=st.sampled_from([0.5, 1.5, 3.0, 300.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.clock.now += seconds
-
-    @rule()
-    def measure(self) -> None:
-        self.books.ledger.measure()
-
-    @precondition(lambda self: self.overcommit == 1.0)
-    @invariant()
-    def nobody_is_over_promised(self) -> None:
-        reserve = Ledger.reserve_bytes(self.books.disk.space())
-        assert self.books.disk.growth_bytes <= self.books.disk.available_bytes - reserve
-
-    @invariant()
-    def sizes_keep_to_the_overcommit(self) -> None:
-        reserve = Ledger.reserve_bytes(self.books.disk.space())
-        sizes = sum(volume.capacity_bytes for volume in self.books.disk.listed.values())
-        assert sizes <= self.overcommit * (self.books.disk.total_bytes - reserve)
-
-
-class OvercommittedMachine(LedgerMachine):
-    """The same with an overcommit of two."""
-
-    overcommit = 2.0
-
-
-_SETTINGS = settings(
-    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-TestAnyOrder = LedgerMachine.TestCase
-TestAnyOrder.settings = _SETTINGS
-TestAnyOrderOvercommitted = OvercommittedMachine.TestCase
-TestAnyOrderOvercommitted.settings = _SETTINGS

@@ -31,7 +31,8 @@ from csi_driver.model import (
     VolumeId,
     VolumeParameters,
 )
-from tests.capacity.test_ledger import BLOCK, USABLE, Books, Clock, LedgerMachine
+from tests.capacity.books import BLOCK, USABLE, Books, Clock
+from tests.capacity.test_ledger_machine import LedgerMachine
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import re
 import stat
 import uuid
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,11 @@ def _synthetic(pool_name: str, node_id: str, number: int) -> Volume:
         created_at=1.7e9 + number,
         fs_uuid=str(uuid.UUID(int=number)),
     )
+
+
+@contextmanager
+def created(driver: Driver, request: csi_pb2.CreateVolumeRequest) -> Iterator[csi_pb2.Volume]:
+    """The volume, deleted afterwards."""
+    volume = driver.call("CreateVolume", request).volume
+    yield volume
+    driver.call("DeleteVolume", volume_id=volume.volume_id)

@@ -1,4 +1,4 @@
-"""Controller of CSI 1.13 for volumes that come from no source; expansion has a module of its own.
+"""Controller of CSI 1.13 for volumes that come from no source; expansion, lists and capacity have modules of their own.
 
 - CreateVolume: what is given satisfies what is asked; the same name and a compatible request give the same volume,
   however it is spelled; a difference in any field is ALREADY_EXISTS and names the field; nothing that is refused
@@ -6,23 +6,19 @@
 - Names are any text of 128 bytes without banned control characters; ids have at most 128 bytes and come from no name.
 - DeleteVolume is OK for what is not there, refused while the volume is used, and takes everything along.
 - ValidateVolumeCapabilities confirms what CreateVolume would have given and nothing else, and says why.
-- Lists can be walked at every page size, while volumes come and go; bad tokens are ABORTED.
-- GetCapacity never promises what CreateVolume then refuses.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from csi_driver.pb import csi_pb2
 from tests.conformance.conftest import NODE_ID
-from tests.conformance.probing import list_volume_ids, refused, traces
+from tests.conformance.probing import created, list_volume_ids, refused, traces
 from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Workload, capability, create_request
 
 TOPOLOGY_KEY = "topology.csi.hostvol.dev/node"
@@ -40,14 +36,6 @@ def topology(*nodes: str, preferred: tuple[str, ...] = ()) -> csi_pb2.TopologyRe
         return csi_pb2.Topology(segments={TOPOLOGY_KEY: node})
 
     return csi_pb2.TopologyRequirement(requisite=map(place, nodes), preferred=map(place, preferred))
-
-
-@contextmanager
-def created(driver: Driver, request: csi_pb2.CreateVolumeRequest) -> Iterator[csi_pb2.Volume]:
-    """The volume, deleted afterwards."""
-    volume = driver.call("CreateVolume", request).volume
-    yield volume
-    driver.call("DeleteVolume", volume_id=volume.volume_id)
 
 
 # CreateVolume
@@ -411,138 +399,3 @@ def test_what_a_volume_does_not_have_is_not_confirmed_and_the_answer_says_why(
         answer = driver.call("ValidateVolumeCapabilities", request)
         assert not answer.HasField("confirmed")
         assert word in answer.message
-
-
-# Lists
-
-
-@pytest.fixture(scope="module")
-def seven(driver: Driver) -> Iterator[list[str]]:
-    """Seven volumes, the only ones."""
-    volumes = [driver.call("CreateVolume", create_request(f"listed-{n}", 8 * MIB)).volume for n in range(7)]
-    ids = sorted(volume.volume_id for volume in volumes)
-    yield ids
-    for volume_id in ids:
-        driver.call("DeleteVolume", volume_id=volume_id)
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 6, 7, 8, 1000, (1 << 31) - 1])
-def test_a_list_can_be_walked_at_every_page_size(driver: Driver, seven: list[str], size: int) -> None:
-    pages = list(list_volume_ids(driver, size))
-    assert all(0 < len(page) <= (size or 7) for page in pages)
-    assert sum(pages, []) == seven
-    assert len(pages) == -(-7 // (size or 7)), "an empty last page"
-
-
-def test_a_token_holds_after_its_volume_is_deleted_and_others_came(driver: Driver, seven: list[str]) -> None:
-    extra = [driver.call("CreateVolume", create_request(f"extra-{n}", 8 * MIB)).volume.volume_id for n in range(3)]
-    everything = sorted([*seven, *extra])
-    for victim in extra:
-        position = everything.index(victim)
-        page = driver.call("ListVolumes", max_entries=position + 1)
-        assert page.entries[-1].volume.volume_id == victim
-        driver.call("DeleteVolume", volume_id=victim)
-        came = driver.call("CreateVolume", create_request(f"came-{victim}", 8 * MIB)).volume.volume_id
-        token, found = page.next_token, []
-        while token:
-            rest = driver.call("ListVolumes", max_entries=2, starting_token=token)
-            found += [entry.volume.volume_id for entry in rest.entries]
-            token = rest.next_token
-        # Behind the last one nothing follows, and no token says so.
-        behind = [one for one in sorted([*everything, came]) if one > victim]
-        assert found == (behind if page.next_token else [])
-        driver.call("DeleteVolume", volume_id=came)
-        everything.remove(victim)
-
-
-def test_a_token_can_be_used_twice(driver: Driver, seven: list[str]) -> None:
-    token = driver.call("ListVolumes", max_entries=3).next_token
-    first = driver.call("ListVolumes", max_entries=3, starting_token=token)
-    assert driver.call("ListVolumes", max_entries=3, starting_token=token) == first
-    assert [entry.volume.volume_id for entry in first.entries] == seven[3:6]
-
-
-@pytest.mark.parametrize(
-    "token", ["invalid-token", "0", "-1", "99999999", "after:", "after:../..", "after:A", "after:a b", "\0", "x" * 9000]
-)
-def test_a_token_that_is_not_ours_is_aborted(driver: Driver, seven: list[str], token: str) -> None:
-    refused(driver, "ListVolumes", Code.ABORTED, "starting_token", "from the beginning", starting_token=token)
-
-
-@pytest.mark.parametrize("value", [-1, -(1 << 31)])
-def test_a_negative_page_size_is_refused(driver: Driver, value: int) -> None:
-    refused(driver, "ListVolumes", Code.INVALID_ARGUMENT, "max_entries", str(value), max_entries=value)
-
-
-# GetCapacity
-
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "xfs": {"volume_capabilities": [capability(fs_type="xfs")]},
-    "btrfs": {"volume_capabilities": [capability(fs_type="btrfs")]},
-    "block": {"volume_capabilities": [capability(block=True)]},
-    "thick": {"parameters": {"provisioning": "thick"}},
-    "directory": {"parameters": DIRECTORY},
-    "second pool": {"parameters": {"pool": "second"}},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_capacity_is_never_more_than_a_create_is_granted(driver: Driver, kind: dict[str, Any]) -> None:
-    answer = driver.call("GetCapacity", **kind)
-    least, most = answer.minimum_volume_size.value, answer.maximum_volume_size.value
-    assert 0 < least <= most <= answer.available_capacity
-    with created(driver, create_request("least", 1, least, **kind)) as volume:
-        assert volume.capacity_bytes == least
-    # Nothing is written: a little less than all, since the disk is not ours alone.
-    if "thick" not in str(kind):
-        with created(driver, create_request("most", most - 512 * MIB, most, **kind)) as volume:
-            assert volume.capacity_bytes <= most
-            less = driver.call("GetCapacity", **kind).available_capacity
-            assert less < GIB or kind.get("parameters") == DIRECTORY
-
-
-def test_capacity_elsewhere_is_none(driver: Driver) -> None:
-    here = csi_pb2.Topology(segments={TOPOLOGY_KEY: NODE_ID})
-    assert driver.call("GetCapacity", accessible_topology=here).available_capacity > 0
-    there = csi_pb2.Topology(segments={TOPOLOGY_KEY: "elsewhere"})
-    assert driver.call("GetCapacity", accessible_topology=there).available_capacity == 0
-    # A class may name a pool that only other nodes have.
-    nowhere = driver.call("GetCapacity", parameters={"pool": "third"})
-    assert (nowhere.available_capacity, nowhere.maximum_volume_size.value) == (0, 0)
-
-
-def test_more_than_the_pool_has_is_refused_and_says_what_can_be_granted(driver: Driver) -> None:
-    before = traces(driver)
-    available = driver.call("GetCapacity").available_capacity
-    refused(
-        driver,
-        "CreateVolume",
-        Code.RESOURCE_EXHAUSTED,
-        "can be granted",
-        "pool default",
-        request=create_request("too much", available + GIB),
-    )
-    assert traces(driver) == before
-
-
-@pytest.mark.parametrize(
-    ("sizes", "kind"),
-    [
-        ({"size_bytes": 0, "limit_bytes": 1}, {}),
-        ({"size_bytes": 4 * MIB, "limit_bytes": 4 * MIB}, {}),
-        ({"size_bytes": MIB, "limit_bytes": 299 * MIB}, KINDS["xfs"]),
-        ({"size_bytes": MIB, "limit_bytes": 100 * MIB}, KINDS["btrfs"]),
-        ({"size_bytes": 4097, "limit_bytes": 4098}, KINDS["block"]),
-        ({"size_bytes": (1 << 63) - 1}, {}),
-        ({"size_bytes": 1 << 62}, KINDS["block"]),
-        ({"size_bytes": 1 << 62}, KINDS["directory"]),
-    ],
-)
-def test_a_size_that_no_such_volume_can_have_is_out_of_range(
-    driver: Driver, sizes: dict[str, int], kind: dict[str, Any]
-) -> None:
-    before = traces(driver)
-    asked = create_request("impossible", **sizes, **kind)
-    refused(driver, "CreateVolume", Code.OUT_OF_RANGE, "capacity_range", request=asked)
-    assert traces(driver) == before
