@@ -50,9 +50,10 @@ def test_a_mount_flag_that_is_not_on_the_list_is_refused_and_nothing_is_mounted(
         STAGE: fresh.stage_request,
         PUBLISH: fresh.publish_request,
     }
+    request = requests[method]()
     before = traces(given.driver)
     words = ("mount_flags", "contradict" if flag == "ro,rw" else "allow")
-    refused(given.driver, method, INVALID, *words, request=requests[method]())
+    refused(given.driver, method, INVALID, *words, request=request)
     assert traces(given.driver) == before
 
 
