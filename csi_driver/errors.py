@@ -394,6 +394,10 @@ class PoolRefused(HostvolError):
         super().__init__(f"pool {directory}: {reason}")
 
 
+class PoolMisconfigured(PoolRefused):
+    """The same, and no disk that comes back will change it: what the driver was told is wrong."""
+
+
 class PoolNotGrowable(HostvolError):
     """The filesystem of a pool is not the driver's to enlarge."""
 

@@ -22,16 +22,15 @@ class Capacity:
 def ask(pools: Pools, access_type: AccessType, fs_type: str, values: VolumeParameters) -> Capacity:
     """The capacity of the pool that the parameters name, for the kind of volume that they describe.
 
-    Nothing where the node has no such pool.
-
-    Raises: NotReady.
+    Nothing where the node has no such pool, or does not serve it now.
     """
     kind = (values.volume_type, access_type, fs_type)
     minimum = sizes.minimum_bytes(*kind)
-    if not pools.has(values.pool):
-        # A class may name a pool that only other nodes have: nothing can be created here, and nothing is wrong.
+    pool = pools.opened.get(values.pool)
+    if pool is None:
+        # A class may name a pool that only other nodes have. In one that is not served nothing can be created either,
+        # and a scheduler that hears an error goes on with the latest number that it knows.
         return Capacity(0, minimum, 0)
-    pool = pools.get(values.pool)
     available = _grantable(pool, values)
     if available < minimum:
         available = 0

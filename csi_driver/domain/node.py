@@ -153,9 +153,9 @@ class Node:
         self._ready = threading.Event()
 
     def start(self) -> None:
-        """Bring the pools into service.
+        """Bring the pools into service; without one too.
 
-        Raises: PoolRefused when none can be served.
+        Raises: PoolMisconfigured when no pool ever could be served.
         """
         self._startup.run()
         self.health.start()

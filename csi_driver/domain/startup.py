@@ -26,7 +26,7 @@ from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import room_below
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, backed_bytes, initialise_backed_pool, initialise_pool
 from csi_driver.domain.trash import Trash
-from csi_driver.errors import InsufficientCapacity, InvalidField, PoolRefused, RecordDamaged, UndoFailed
+from csi_driver.errors import InsufficientCapacity, InvalidField, PoolMisconfigured, PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
 from csi_driver.model import QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType
@@ -114,7 +114,10 @@ class Startup:
 
         A pool whose disk does not answer is waited for 15 seconds, and served when it comes later.
 
-        Raises: PoolRefused when not a single one can be opened.
+        A node without a pool serves too: it tells why, and its pools come back without a restart. Only where nothing
+        but what it was told is wrong does it end, so that a person, or a rollout, sees it.
+
+        Raises: PoolMisconfigured: that is so of every pool.
         """
         ends = time.monotonic() + _OPEN_SECONDS
         for keeper in self._keepers:
@@ -123,9 +126,11 @@ class Startup:
             keeper.settled.wait(_HEAD_START_SECONDS)
         for keeper in self._keepers:
             keeper.settled.wait(max(0.0, ends - time.monotonic()))
-        refusals = [keeper.refusal for keeper in self._keepers if keeper.refusal is not None]
-        if len(refusals) == len(self._keepers) and not self._pools.opened:
-            raise refusals[0]
+        mistakes = [one.refusal for one in self._keepers if isinstance(one.refusal, PoolMisconfigured)]
+        if len(mistakes) == len(self._keepers):
+            raise mistakes[0]
+        if not self._pools.opened:
+            _log.error("no pool is served; each is tried again every %.0f s", _TRY_AGAIN_SECONDS)
 
     def stop(self) -> bool:
         """End the keepers; False when one is in the middle of something."""
@@ -177,9 +182,7 @@ class _Keeper(threading.Thread):
         try:
             pool = self._loader.open(self._options)
         except (PoolRefused, OSError) as cause:
-            refusal = (
-                cause if isinstance(cause, PoolRefused) else PoolRefused(self._options.directory, f"it fails: {cause}")
-            )
+            refusal = _refusal(self._options, cause)
             if self.refusal is None or str(self.refusal) != str(refusal):
                 _log.error("%s", refusal)
             self.refusal = refusal
@@ -355,7 +358,10 @@ def ensure_state_dir(path: str) -> None:
 
 
 def _refusal(options: PoolOptions, cause: PoolRefused | OSError) -> PoolRefused:
-    return cause if isinstance(cause, PoolRefused) else PoolRefused(options.directory, f"it fails: {cause}")
+    if isinstance(cause, PoolRefused):
+        return cause
+    kind = PoolMisconfigured if isinstance(cause, NotADirectoryError | FileExistsError) else PoolRefused
+    return kind(options.directory, f"it fails: {cause}")
 
 
 def _warn_of_missing_quota(pool: Pool, volumes: list[Volume]) -> None:

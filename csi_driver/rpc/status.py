@@ -76,6 +76,7 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.VolumeDamaged: grpc.StatusCode.INTERNAL,
     errors.PoolNotGrowable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PoolRefused: grpc.StatusCode.UNAVAILABLE,
+    errors.PoolMisconfigured: grpc.StatusCode.UNAVAILABLE,
     errors.NodeUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.OrchestratorUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.ObjectUnknown: grpc.StatusCode.NOT_FOUND,

@@ -13,13 +13,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from csi_driver.errors import PoolRefused, RecordDamaged, UndoFailed
+from csi_driver.errors import PoolMisconfigured, PoolRefused, RecordDamaged, UndoFailed
 from csi_driver.faults import crash_point
 from csi_driver.store import durable, records
 
@@ -34,6 +35,8 @@ REDO_SUFFIX = ".redo"
 # A snapshot whose group decides, at a start, whether it was made.
 MEMBER_SUFFIX = ".member"
 _LIMIT_BYTES = 4096
+# The path leads nowhere, or to what never was a directory (a symbolic link, too).
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def _identity_if_there(root: int, directory: str) -> PoolIdentity | None:
 
 def _check_driver(identity: PoolIdentity, directory: str, driver_name: str) -> None:
     if identity.driver_name != driver_name:
-        raise PoolRefused(
+        raise PoolMisconfigured(
             directory,
             f"it belongs to the driver {identity.driver_name}; start with --driver-name of that name",
         )
@@ -138,7 +141,8 @@ class PoolDirectory:
         try:
             self.root_fd = durable.open_directory(directory)
         except OSError as cause:
-            raise PoolRefused(directory, f"cannot be opened: {cause.strerror}") from cause
+            kind = PoolMisconfigured if cause.errno in _NO_DIRECTORY else PoolRefused
+            raise kind(directory, f"cannot be opened: {cause.strerror}") from cause
         self.directory = os.path.realpath(directory)
         try:
             self.identity = self._checked_identity(driver_name)

@@ -1,8 +1,10 @@
 """Several pools on one node, what a directory must be to be one, and which sizes a volume may have.
 
 - A volume goes to the pool that its class names; a pool that the node does not have is INVALID_ARGUMENT.
-- A directory without its identity file is refused, and the others are served; when all are refused the driver ends with
-  code 1 and a sentence. Where a disk is not mounted, nothing is written.
+- A directory without its identity file is refused, and the others are served. A node all of whose pools are refused
+  serves too, says why, and has them back without a restart. Where a disk is not mounted, nothing is written.
+- Where every pool is refused because of what the driver was told (a path that is not there or no directory, another
+  driver's name) it ends with code 1 and a sentence.
 - A pool of another driver and a pool that another process serves are refused.
 - `hostvol pool init` can be repeated, and refuses a directory that holds something.
 - Sizes: 1 GiB by default, whole blocks, never above the limit nor below what the filesystem needs; huge ones are
@@ -23,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from csi_driver.pb import csi_pb2
 from tests.harness import (
     DIRECTORY,
     GIB,
@@ -34,6 +37,7 @@ from tests.harness import (
     Workload,
     capability,
     create_request,
+    polled,
     run,
 )
 
@@ -53,6 +57,15 @@ def content(directory: Path) -> set[str]:
     """Everything below, templates aside: they are made and dropped as needed."""
     found = {str(path.relative_to(directory)) for path in directory.rglob("*")}
     return {path for path in found if not path.startswith("templates/")}
+
+
+def refusal(driver: Driver) -> str:
+    """Why a driver that has no pool at all serves none; and that it serves nevertheless."""
+    found = driver.call("NodeGetStorageHealth").backend_health
+    assert [(one.reason, one.status) for one in found] == [("PoolUnavailable", csi_pb2.STORAGE_UNREACHABLE)]
+    assert driver.code("CreateVolume", create_request("refused", 4096)) is Code.UNAVAILABLE
+    assert driver.call("GetCapacity").available_capacity == 0
+    return str(found[0].message)
 
 
 def start_and_fail(driver: Driver) -> str:
@@ -125,7 +138,7 @@ def test_a_pool_without_identity_is_refused_and_the_others_are_served(tmp_path: 
     with pytest.raises(Failure, match=f"pool two.*{IDENTITY}") as failure:
         Workload(driver, "more", block=True, parameters={"pool": "two"}).create()
     assert failure.value.code is Code.UNAVAILABLE, "it may come back: nothing final"
-    assert driver.code("GetCapacity", parameters={"pool": "two"}) is Code.UNAVAILABLE
+    assert driver.call("GetCapacity", parameters={"pool": "two"}).available_capacity == 0
     Workload(driver, "more", block=True, parameters={"pool": "one"}).create()
     shown = hostvol("pool", "list", "--endpoint", driver.endpoint, "--output", "json")
     assert {row["name"]: row["state"] for row in json.loads(shown.stdout)} == {"one": "ready", "two": "unavailable"}
@@ -151,14 +164,50 @@ def test_the_volumes_of_a_refused_pool_are_not_taken_for_deleted(tmp_path: Path,
     assert listed == [volume_id]
 
 
-def test_a_driver_whose_pools_are_all_refused_says_why_and_ends(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    pools = [PoolPlace(tmp_path / "one"), PoolPlace(tmp_path / "missing")]
-    said = start_and_fail(Driver(tmp_path / "driver", pools, init_pools=False))
-    assert said.startswith("hostvol: ")
-    assert str(tmp_path) in said
-    assert content(tmp_path / "one") == set()
+def test_a_driver_that_was_told_only_wrong_pools_says_why_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    pools = [PoolPlace(tmp_path / "missing"), PoolPlace(tmp_path / "file")]
+    for init_pools, told in ((False, pools), (True, pools[1:])):
+        said = start_and_fail(Driver(tmp_path / "driver", told, init_pools=init_pools))
+        assert said.startswith("hostvol: ")
+        assert str(tmp_path) in said
     assert not (tmp_path / "missing").exists()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_node_all_of_whose_pools_are_refused_says_why_and_has_them_back_without_a_restart(
+    make_pool: MakePool, tmp_path: Path, make_driver: MakeDriver
+) -> None:
+    """One disk is not mounted, of another the identity is damaged, a third path is not there at all."""
+    disk = make_pool("ext4", 512 * MIB)
+    damaged, missing = tmp_path / "damaged", tmp_path / "missing"
+    driver = make_driver(disk, damaged, missing, init_pools=True)
+    kept = Workload(driver, "kept", block=True).create()
+    assert driver.stop() == 0
+    identity, sound = damaged / IDENTITY, (damaged / IDENTITY).read_bytes()
+    identity.write_bytes(sound[:-9])
+    missing.rename(tmp_path / "aside")
+    run("umount", str(disk.mount_point))
+    disk.directory.mkdir()
+    driver.init_pools = False
+    driver.start()
+    [told] = driver.call("NodeGetStorageHealth").backend_health
+    assert (told.reason, told.status) == ("PoolUnavailable", csi_pb2.STORAGE_UNREACHABLE)
+    assert all(words in told.message for words in ("Is its disk mounted?", "is damaged", "No such file"))
+    health = driver.call("ControllerGetVolumeHealth", volume_id=kept).volume_health
+    assert [(one.status, one.reason) for one in health.health_statuses] == [(csi_pb2.INACCESSIBLE, "PoolUnavailable")]
+    for pool in ("default", "pool1", "pool2"):
+        parameters = {"pool": pool}
+        assert driver.code("CreateVolume", create_request("x", 4096, parameters=parameters)) is Code.UNAVAILABLE
+        assert driver.call("GetCapacity", parameters=parameters).available_capacity == 0
+    assert driver.code("DeleteVolume", volume_id=kept) is Code.UNAVAILABLE, "it is not said to be gone"
+    assert content(disk.directory) == set()
+    run("mount", "-o", "loop", str(disk.image), str(disk.mount_point))
+    identity.write_bytes(sound)
+    (tmp_path / "aside").rename(missing)
+    assert polled(lambda: not driver.call("NodeGetStorageHealth").backend_health, 60)
+    assert [entry.volume.volume_id for entry in driver.call("ListVolumes").entries] == [kept]
+    Workload(driver, "back", block=True, parameters={"pool": "pool2"}).create()
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])
@@ -203,18 +252,21 @@ def test_a_pool_of_another_driver_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 100, b"x" * 5000])
-def test_a_pool_with_a_damaged_identity_is_refused_and_left_alone(tmp_path: Path, damage: bytes) -> None:
+def test_a_pool_with_a_damaged_identity_is_refused_and_left_alone(
+    tmp_path: Path, make_driver: MakeDriver, damage: bytes
+) -> None:
     assert hostvol("pool", "init", str(tmp_path / "pool")).returncode == 0
     (tmp_path / "pool" / IDENTITY).write_bytes(damage)
-    driver = Driver(tmp_path / "driver", [PoolPlace(tmp_path / "pool")])
-    assert IDENTITY in start_and_fail(driver)
+    driver = make_driver(tmp_path / "pool")
+    assert IDENTITY in refusal(driver)
     assert (tmp_path / "pool" / IDENTITY).read_bytes() == damage
 
 
 def test_a_second_driver_on_the_same_pool_is_refused(tmp_path: Path, make_driver: MakeDriver) -> None:
     first = make_driver(tmp_path / "pool")
-    second = Driver(tmp_path / "second", [PoolPlace(tmp_path / "pool")])
-    assert "another hostvol process" in start_and_fail(second)
+    second = make_driver(tmp_path / "pool")
+    assert "another hostvol process" in refusal(second)
+    assert second.stop() == 0
     # Also under another path, and while it serves a pool of its own beside it.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -242,8 +294,8 @@ def test_a_symbolic_link_is_no_pool(tmp_path: Path) -> None:
 def test_one_directory_under_two_names_is_refused(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "driver", [PoolPlace(tmp_path / "pool"), PoolPlace(tmp_path / "pool")])
     driver.start()
-    assert driver.code("GetCapacity") is Code.OK
-    assert driver.code("GetCapacity", parameters={"pool": "pool1"}) is Code.UNAVAILABLE
+    assert driver.call("GetCapacity").available_capacity
+    assert driver.call("GetCapacity", parameters={"pool": "pool1"}).available_capacity == 0
     assert driver.stop() == 0
 
 

@@ -3,6 +3,7 @@
 - A record that is quarantined is told at the Node, and at the claim whose volume it is, once, whoever tells it.
 - A node can speak only of claims whose volume is its own.
 - A pool that can hardly grant anything is told.
+- A node that has no pool at all is attached, tells why, and is given volumes when its pool is back.
 - When the cause is gone, so is the alarm.
 - A claim whose namespace takes no Event, or a node that talks all the time, keeps no other alarm from being told.
 """
@@ -25,8 +26,8 @@ from csi_driver.errors import OrchestratorUnavailable
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2, peer_pb2
 from tests.cluster.api import DRIVER
-from tests.cluster.cluster import Cluster, free_port, on, topology, until
-from tests.harness import GIB, MIB, PoolPlace, create_request
+from tests.cluster.cluster import Cluster, capacity_request, free_port, on, topology, until
+from tests.harness import GIB, MIB, Code, PoolPlace, create_request
 
 LOOK = 40.0
 
@@ -102,6 +103,25 @@ def test_a_pool_that_is_nearly_full_is_told_until_it_is_not(
     assert standing(port) == 1
     controller.call("DeleteVolume", volume_id=held)
     until(lambda: standing(port) == 0, LOOK, "no alarm")
+
+
+def test_a_node_without_a_pool_is_attached_and_tells_why_until_it_has_one_again(cluster: Cluster) -> None:
+    driver = cluster.add_node("node-a")
+    driver.stop()
+    identity = driver.pool / "hostvol-pool.json"
+    identity.rename(driver.home / "aside")
+    driver.init_pools = False
+    driver.start()
+    cluster.wait_attached("node-a")
+    until(lambda: about(cluster, "Node"), LOOK, "an Event at the node")
+    [event] = about(cluster, "Node")
+    assert (event["reason"], event["involvedObject"]["name"]) == ("PoolUnavailable", "node-a")
+    assert "Is its disk mounted?" in event["message"]
+    assert cluster.controller.call("GetCapacity", capacity_request("node-a")).available_capacity == 0
+    assert cluster.controller.failure("CreateVolume", on("pvc-1", "node-a")).code is Code.UNAVAILABLE
+    (driver.home / "aside").rename(identity)
+    until(lambda: cluster.controller.call("GetCapacity", capacity_request("node-a")).available_capacity, LOOK)
+    assert cluster.controller.call("CreateVolume", on("pvc-1", "node-a")).volume.volume_id
 
 
 def test_no_alarm_keeps_another_from_being_told() -> None:
