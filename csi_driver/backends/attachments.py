@@ -153,6 +153,20 @@ class Attachments:
                 os.close(image_fd)
 
     @contextmanager
+    def read(self, volume_id: str) -> Iterator[int]:
+        """The same, for reading only, of an image that may be too short.
+
+        Raises: OSError.
+        """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self.undisturbed():
+            image_fd = os.open(f"{volume_id}/{IMAGE}", flags, dir_fd=self._pool.volumes_fd)
+            try:
+                yield image_fd
+            finally:
+                os.close(image_fd)
+
+    @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Open images of this pool for a moment without being taken for a stranger who holds them."""
         with self._opening:

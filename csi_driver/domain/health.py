@@ -1,11 +1,12 @@
 """What is wrong with this node's pools and volumes, observed; changes nothing.
 
-All volumes are looked at from time to time, at the price of one stat(2) each: no image is opened. A look runs in a
-thread of its own (see `looks`), since whatever is broken may also hang.
+All volumes are looked at from time to time, at the price of one stat(2) each: an image is opened only when it has
+changed. A look runs in a thread of its own (see `looks`), since whatever is broken may also hang.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import stat
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from csi_driver.backends.attachments import IMAGE
+from csi_driver.backends.attachments import IMAGE, Attachment
 from csi_driver.backends.directory import DATA
 from csi_driver.domain import troubles
 from csi_driver.domain.catalogue import Catalogue
@@ -26,15 +27,18 @@ from csi_driver.domain.ledger import Ledger
 from csi_driver.domain.looks import Looks
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pools import Pool
+from csi_driver.domain.sickness import Sickness
 from csi_driver.domain.troubles import Severity, Trouble
+from csi_driver.domain.unmounted_images import LOOK_SECONDS, UnmountedImages
 from csi_driver.errors import HostvolError, NotReady, RecordDamaged
 from csi_driver.linux import filesystem_state, loop, mountinfo
+from csi_driver.linux.filesystem_state import FilesystemState
 from csi_driver.model import Volume, VolumeType, key_of, node_key
 
 _log = logging.getLogger("hostvol.health")
 _LOOK_SECONDS: Final = 10.0
 # So old may be what a list tells, so long does it wait for news.
-_FRESH_SECONDS: Final = 5.0
+_FRESH_SECONDS: Final = 2.0
 _PATIENCE_SECONDS: Final = 2.0
 # Who has not answered then is said not to.
 _SILENT_SECONDS: Final = 10.0
@@ -49,10 +53,15 @@ Troubles = tuple[Trouble, ...]
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one look at volumes shares: a mount of each loop device, and until when filesystems may take to answer."""
+    """What one look at volumes shares: a mount of each loop device, and until when filesystems may take to answer.
+
+    `is_close`: a look at one volume, which may cost more. Else images are opened until `reading_ends`.
+    """
 
     devices: Mapping[str, mountinfo.MountEntry]
     ends: float
+    reading_ends: float
+    is_close: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,9 @@ class Health:
         self._claims = claims
         self._pool_looks: Looks[PoolHealth] = Looks()
         self._volume_looks: Looks[Troubles] = Looks()
-        self._filesystem_looks: Looks[filesystem_state.FilesystemState] = Looks()
+        self._filesystem_looks: Looks[FilesystemState] = Looks()
+        self._sickness = Sickness()
+        self._images = UnmountedImages()
         self._found: dict[str, PoolHealth] = {}
         self._looked_at = float("-inf")
         self._stopped = threading.Event()
@@ -173,10 +184,44 @@ class Health:
             its = self._own(pool, volume, view) if volume.pool == pool.name else ()
             if its:
                 found[volume.volume_id] = its
-        return PoolHealth(tuple(_pool_troubles(pool)), found)
+        self._images.keep_only(self._catalogue)
+        return PoolHealth(tuple(self._pool_troubles(pool)), found)
 
     def _now(self, pool: Pool, volume: Volume) -> Troubles:
-        return (*_suffered(volume, _pool_troubles(pool)), *self._own(pool, volume, _view()))
+        view = _view(is_close=True)
+        return (*_suffered(volume, self._pool_troubles(pool)), *self._own(pool, volume, view))
+
+    def _pool_troubles(self, pool: Pool) -> Iterator[Trouble]:
+        named = (pool.name, pool.store.directory)
+        if not pool.store.has_identity():
+            yield troubles.pool_detached(*named)
+        problem = pool.backing.problem() if pool.backing is not None else ""
+        if problem:
+            yield troubles.backing_file_damaged(pool.name, problem)
+        state = self._pool_state(pool)
+        if state.is_shut_down:
+            yield troubles.pool_shut_down(*named)
+            return
+        if state.is_read_only:
+            yield troubles.pool_read_only(*named)
+        if state.error_counts:
+            yield troubles.pool_errors(*named)
+        if _is_full(pool):
+            yield troubles.pool_full(*named)
+
+    def _pool_state(self, pool: Pool) -> FilesystemState:
+        try:
+            entry = _pool_entry(pool)
+        except OSError as error:
+            if mountinfo.is_dead_mount(error):
+                return FilesystemState(is_shut_down=True)
+            raise
+        if entry is None:
+            return FilesystemState()
+        state = filesystem_state.state_of(entry)
+        if not state.is_shut_down and self._is_sick(f"pool {pool.name}", entry, now=False):
+            return dataclasses.replace(state, error_counts={"sick": 1})
+        return state
 
     def _own(self, pool: Pool, volume: Volume, view: _View) -> Troubles:
         look = self._of_directory if volume.volume_type is VolumeType.DIRECTORY else self._of_image
@@ -198,30 +243,52 @@ class Health:
             yield troubles.content_unreadable(volume, path, str(cause.strerror))
 
     def _of_image(self, pool: Pool, volume: Volume, view: _View) -> Iterator[Trouble]:
-        path = pool.attachments.image_path(volume.volume_id)
         held = pool.attachments.remembered(volume.volume_id)
-        is_attached = held is not None and loop.shows_path(held.number, path)
-        try:
-            image = _stat(pool, volume, IMAGE)
-        except FileNotFoundError:
-            yield troubles.image_deleted(volume, path) if is_attached else troubles.content_missing(volume, path)
-        except OSError as cause:
-            yield troubles.content_unreadable(volume, path, str(cause.strerror))
-        else:
-            if held is not None and is_attached and image.st_ino != held.inode:
-                yield troubles.image_deleted(volume, path)
-            elif image.st_size < volume.capacity_bytes:
-                yield troubles.image_short(volume, path)
-        if held is not None and is_attached:
-            yield from self._of_filesystem(volume, view.devices.get(loop.device_path(held.number)), view.ends)
+        if held is not None and not loop.shows_path(held.number, pool.attachments.image_path(volume.volume_id)):
+            held = None
+        yield from self._of_file(pool, volume, held, view)
+        if held is not None:
+            yield from self._of_filesystem(volume, view.devices.get(loop.device_path(held.number)), view)
         elif self._mounts.state(volume.volume_id).publications:
             yield troubles.device_gone(volume)
 
-    def _of_filesystem(self, volume: Volume, entry: mountinfo.MountEntry | None, ends: float) -> Iterator[Trouble]:
+    def _of_file(self, pool: Pool, volume: Volume, held: Attachment | None, view: _View) -> Iterator[Trouble]:
+        path = pool.attachments.image_path(volume.volume_id)
+        try:
+            image = _stat(pool, volume, IMAGE)
+        except FileNotFoundError:
+            yield troubles.content_missing(volume, path) if held is None else troubles.image_deleted(volume, path)
+            return
+        except OSError as cause:
+            yield troubles.content_unreadable(volume, path, str(cause.strerror))
+            return
+        if held is not None and image.st_ino != held.inode:
+            yield troubles.image_deleted(volume, path)
+        elif image.st_size < volume.capacity_bytes:
+            yield troubles.image_short(volume, path)
+        elif held is None and volume.fs_type and not self._images.is_sound(volume.volume_id, image.st_ctime_ns):
+            yield from self._of_superblock(pool, volume, image.st_ctime_ns, view)
+
+    def _of_superblock(self, pool: Pool, volume: Volume, changed_ns: int, view: _View) -> Iterator[Trouble]:
+        self._sickness.forget(volume.volume_id)
+        try:
+            found = self._images.look(pool, volume, changed_ns, view.reading_ends)
+        except FileNotFoundError:
+            return
+        except OSError as cause:
+            path = pool.attachments.image_path(volume.volume_id)
+            yield troubles.content_unreadable(volume, path, str(cause.strerror))
+            return
+        if found.damage:
+            yield troubles.filesystem_damaged(volume, found.damage)
+        elif found.has_errors:
+            yield troubles.filesystem_errors(volume, found.first_error)
+
+    def _of_filesystem(self, volume: Volume, entry: mountinfo.MountEntry | None, view: _View) -> Iterator[Trouble]:
         if entry is None:
             return
         look = partial(filesystem_state.state_of, entry)
-        patience = max(_LEAST_PATIENCE_SECONDS, ends - time.monotonic())
+        patience = max(_LEAST_PATIENCE_SECONDS, view.ends - time.monotonic())
         state = self._filesystem_looks.take(volume.volume_id, look, patience)
         if state is None:
             yield troubles.silent(volume)
@@ -230,8 +297,15 @@ class Health:
             yield troubles.filesystem_shut_down(volume)
         elif state.is_read_only and not self._is_asked_read_only(volume):
             yield troubles.filesystem_read_only(volume)
-        if state.error_counts:
-            yield troubles.filesystem_errors(volume)
+        if state.error_counts or (not state.is_shut_down and self._is_sick(volume.volume_id, entry, now=view.is_close)):
+            yield troubles.filesystem_errors(volume, state.first_error)
+
+    def _is_sick(self, key: str, entry: mountinfo.MountEntry, *, now: bool) -> bool:
+        try:
+            return self._sickness.of(key, entry, now=now)
+        except OSError as cause:
+            _log.warning("%s cannot be asked for its health: %s", entry.source, cause)
+            return False
 
     def _is_asked_read_only(self, volume: Volume) -> bool:
         asked = self._mounts.state(volume.volume_id).staging_capability
@@ -245,35 +319,14 @@ def _suffered(volume: Volume, of_pool: Troubles | Iterator[Trouble]) -> Troubles
     return tuple(one for one in of_pool if may_grow or not one.only_growing)
 
 
-def _pool_troubles(pool: Pool) -> Iterator[Trouble]:
-    named = (pool.name, pool.store.directory)
-    if not pool.store.has_identity():
-        yield troubles.pool_detached(*named)
-    problem = pool.backing.problem() if pool.backing is not None else ""
-    if problem:
-        yield troubles.backing_file_damaged(pool.name, problem)
-    state = _pool_state(pool)
-    if state.is_shut_down:
-        yield troubles.pool_shut_down(*named)
-        return
-    if state.is_read_only:
-        yield troubles.pool_read_only(*named)
-    if state.error_counts:
-        yield troubles.pool_errors(*named)
-    if _is_full(pool):
-        yield troubles.pool_full(*named)
+def _pool_entry(pool: Pool) -> mountinfo.MountEntry | None:
+    """The line of the pool's mount; None when it was unmounted lazily.
 
-
-def _pool_state(pool: Pool) -> filesystem_state.FilesystemState:
-    try:
-        mount_id = mountinfo.observe(pool.store.root_fd).mount_id
-    except OSError as error:
-        if mountinfo.is_dead_mount(error):
-            return filesystem_state.FilesystemState(is_shut_down=True)
-        raise
-    entries = [entry for entry in mountinfo.read_mounts(b"%d " % mount_id) if entry.mount_id == mount_id]
-    # None when it was unmounted lazily.
-    return filesystem_state.state_of(entries[0]) if entries else filesystem_state.FilesystemState()
+    Raises: OSError: as `mountinfo.is_dead_mount` knows it when the kernel shut it down.
+    """
+    mount_id = mountinfo.observe(pool.store.root_fd).mount_id
+    entries = (entry for entry in mountinfo.read_mounts(b"%d " % mount_id) if entry.mount_id == mount_id)
+    return next(entries, None)
 
 
 def _is_full(pool: Pool) -> bool:
@@ -284,9 +337,12 @@ def _is_full(pool: Pool) -> bool:
     return space.available_bytes < Ledger.reserve_bytes(space)
 
 
-def _view() -> _View:
-    found = mountinfo.read_mounts(b" /dev/loop")
-    return _View({entry.source: entry for entry in found}, time.monotonic() + _SILENT_FILESYSTEM_SECONDS)
+def _view(*, is_close: bool = False) -> _View:
+    # The first of each: a staging mount, and no file or directory that a pod has of it.
+    found = {entry.source: entry for entry in reversed(list(mountinfo.read_mounts(b" /dev/loop")))}
+    now = time.monotonic()
+    reading_ends = float("inf") if is_close else now + LOOK_SECONDS
+    return _View(found, now + _SILENT_FILESYSTEM_SECONDS, reading_ends, is_close)
 
 
 def _stat(pool: Pool, volume: Volume, entry: str) -> os.stat_result:

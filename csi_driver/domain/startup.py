@@ -26,7 +26,14 @@ from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import room_below
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, backed_bytes, initialise_backed_pool, initialise_pool
 from csi_driver.domain.trash import Trash
-from csi_driver.errors import InsufficientCapacity, InvalidField, PoolMisconfigured, PoolRefused, RecordDamaged, UndoFailed
+from csi_driver.errors import (
+    InsufficientCapacity,
+    InvalidField,
+    PoolMisconfigured,
+    PoolRefused,
+    RecordDamaged,
+    UndoFailed,
+)
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
 from csi_driver.model import QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType

@@ -11,6 +11,18 @@ from dataclasses import dataclass
 from csi_driver.errors import RecordDamaged
 from csi_driver.model import Volume
 
+# How errors are found and, but for what is lost, mended, so that they are not told any more.
+_MENDED_BY = {
+    "ext4": "stop its pods and run e2fsck -f on its image",
+    "xfs": "stop its pods and run xfs_repair on its image",
+    "btrfs": "run btrfs scrub where it is mounted, replace the files that it names in the kernel's log, and say btrfs "
+    "device stats --reset",
+}
+_REPAIRED_BY = {
+    "ext4": "run e2fsck -f on its image",
+    "xfs": "run xfs_repair on its image",
+    "btrfs": "run btrfs rescue super-recover on a loop device of its image",
+}
 _POD_AGAIN = "delete the pods that use it, so that it is mounted again"
 
 
@@ -163,9 +175,18 @@ def filesystem_read_only(volume: Volume) -> Trouble:
     )
 
 
-def filesystem_errors(volume: Volume) -> Trouble:
+def filesystem_errors(volume: Volume, first_error: str = "") -> Trouble:
+    first = f" (the first {first_error})" if first_error else ""
     return _degraded(
         "FilesystemErrors",
-        f"{volume.volume_id}: the kernel has counted errors of its {volume.fs_type}: stop its pods and check the "
-        "filesystem in its image, or restore a snapshot or a backup",
+        f"{volume.volume_id}: the kernel has met errors of its {volume.fs_type}{first}: "
+        f"{_MENDED_BY[volume.fs_type]}, or restore a snapshot or a backup",
+    )
+
+
+def filesystem_damaged(volume: Volume, damage: str) -> Trouble:
+    return _inaccessible(
+        "FilesystemDamaged",
+        f"{volume.volume_id}: its {volume.fs_type} cannot be mounted, {damage}: {_REPAIRED_BY[volume.fs_type]}, or "
+        "restore a snapshot or a backup",
     )

@@ -1,4 +1,4 @@
-"""The superblocks of a btrfs image that nobody has mounted: their UUID exchanged; knows no other structure of btrfs.
+"""The superblocks of a btrfs image that nobody has mounted: checked, their UUID exchanged; knows no other structure.
 
 The feature METADATA_UUID (Linux 5.0) keeps the old UUID for the blocks of the trees, which bear it, and compares only
 the superblocks' own with those of other filesystems. `btrfstune -m` writes the same bytes, but commits a transaction
@@ -64,6 +64,15 @@ def write_uuid(image_fd: int, uuid: str) -> None:
         # A copy that is missing or damaged is not looked at by a mount either.
         if _is_understood(block, offset):
             os.pwrite(image_fd, _with_uuid(block, uuids.UUID(uuid).bytes), offset)
+
+
+def is_whole(image_fd: int) -> bool:
+    """Whether the first superblock, the only one that a mount reads, is one that it takes.
+
+    Raises:
+        OSError: EIO.
+    """
+    return _is_understood(_read(image_fd, OFFSETS[0]), OFFSETS[0])
 
 
 def _with_uuid(block: bytearray, uuid: bytes) -> bytes:

@@ -15,6 +15,7 @@ import os
 import struct
 import uuid as uuids
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from csi_driver.linux import crc32c
@@ -44,6 +45,10 @@ _STATE_AT: Final = 0x3A
 _INODE_SIZE_AT: Final = 0x58
 _COMPAT_AT: Final = 0x5C
 _RESERVED_DESCRIPTORS_AT: Final = 0xCE
+_ERROR_COUNT_AT: Final = 0x194
+_FIRST_ERROR_SECONDS_AT: Final = 0x198
+_FIRST_ERROR_FUNCTION_AT: Final = 0x1A8
+_FUNCTION_BYTES: Final = 32
 _BLOCKS_HIGH_AT: Final = 0x150
 _DESCRIPTOR_SIZE_AT: Final = 0xFE
 _SHORT_DESCRIPTOR_BYTES: Final = 32
@@ -109,6 +114,35 @@ def size(fd: int) -> Ext4Size:
         descriptor_bytes=_u16(block, _DESCRIPTOR_SIZE_AT) if incompat & INCOMPAT_64BIT else _SHORT_DESCRIPTOR_BYTES,
         grows_mounted=not (has_errors or _u32(block, _COMPAT_AT) & COMPAT_SPARSE_SUPER2),
     )
+
+
+def is_whole(block: bytes) -> bool:
+    """Whether this is a superblock that the kernel takes: the magic number, and its checksum where it has one."""
+    if len(block) != BYTES or _u16(block, _MAGIC_AT) != MAGIC:
+        return False
+    _, ro_compat = _FEATURES.unpack_from(block, _FEATURES_AT)
+    return not ro_compat & RO_COMPAT_METADATA_CSUM or _u32(block, _CHECKSUM_AT) == checksum(block)
+
+
+def has_errors(block: bytes) -> bool:
+    """Whether a kernel that had it mounted met an error, and e2fsck has not looked at it since.
+
+    Not seen is what is still in the journal.
+    """
+    return bool(_u16(block, _STATE_AT) & ERROR_FS or _u32(block, _ERROR_COUNT_AT))
+
+
+def first_error(block: bytes) -> str:
+    """Where and when the first of these errors was met, as `told_error` words it."""
+    function = block[_FIRST_ERROR_FUNCTION_AT : _FIRST_ERROR_FUNCTION_AT + _FUNCTION_BYTES].rstrip(b"\0")
+    return told_error(function.decode("ascii", "replace"), _u32(block, _FIRST_ERROR_SECONDS_AT))
+
+
+def told_error(function: str, at_seconds: int) -> str:
+    """A kernel function and a time (since 1970) in words; empty when they are not known."""
+    if not function.isidentifier():
+        return ""
+    return f"in {function} at {datetime.fromtimestamp(at_seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _u16(block: bytes, offset: int) -> int:

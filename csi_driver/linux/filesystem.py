@@ -6,7 +6,6 @@ superblock; child processes make (mkfs) and repair (e2fsck).
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import uuid as uuids
@@ -24,7 +23,6 @@ __all__ = [
     "SpaceUsage",
     "check_ext4",
     "check_mount_options",
-    "ext4_has_errors",
     "filesystem_name",
     "flag_names",
     "get_ext4_uuid",
@@ -104,8 +102,6 @@ EXT4_PREZEROED: Final = "assume_storage_prezeroed"
 
 # fs/ext4/ext4.h, struct ext4_super_block, 1024 bytes into the device
 EXT4_SUPERBLOCK: Final = 1024
-EXT4_STATE: Final = 0x3A
-EXT4_ERROR_FS: Final = 0x0002
 EXT4_MAGIC: Final = b"\x53\xef"
 EXT4_FEATURE_COMPAT_HAS_JOURNAL: Final = 0x0004
 EXT4_FEATURE_INCOMPAT_EXTENTS: Final = 0x0040
@@ -270,21 +266,6 @@ def _identify_btrfs(fd: int) -> tuple[str, str] | None:
 
 def _uuid(raw: bytes) -> str:
     return str(uuids.UUID(bytes=raw))
-
-
-def ext4_has_errors(image_fd: int) -> bool:
-    """Say whether an ext4 image bears the mark of an error that its kernel met.
-
-    Only of an image that is not mounted; a mark that is still in the journal is not seen before its replay.
-
-    Raises:
-        OSError: EINVAL: the image holds no ext4; or it cannot be read.
-    """
-    block = os.pread(image_fd, 64, EXT4_SUPERBLOCK)
-    if block[0x38:0x3A] != EXT4_MAGIC:
-        raise OSError(errno.EINVAL, "the image does not hold ext4")
-    (state,) = struct.unpack_from("<H", block, EXT4_STATE)
-    return bool(state & EXT4_ERROR_FS)
 
 
 def check_ext4(image_path: str, timeout: float, *, thoroughly: bool = False) -> None:

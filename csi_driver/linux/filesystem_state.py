@@ -1,7 +1,7 @@
 """What the kernel itself has found wrong with a mounted filesystem; it knows a line of mountinfo and no volume.
 
 Read from mountinfo and sysfs, which answer from memory, whatever the filesystem does; only XFS, which shows its
-shutdown nowhere there, is asked by one statx(2), which may hang with its disk.
+shutdown nowhere there, is asked by one statx(2), which may hang with its disk. What else XFS knows: `xfs_health`.
 
 Source: Documentation/ABI/testing/sysfs-fs-ext4, fs/ext4/super.c (_ext4_show_options), fs/btrfs/sysfs.c
 (btrfs_devinfo_error_stats_show), fs/xfs/xfs_iops.c (xfs_vn_getattr).
@@ -9,20 +9,25 @@ Source: Documentation/ABI/testing/sysfs-fs-ext4, fs/ext4/super.c (_ext4_show_opt
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi_driver.linux import mountinfo
+from csi_driver.linux import ext4_superblock, mountinfo
 
 
 @dataclass(frozen=True, slots=True)
 class FilesystemState:
-    """One mounted filesystem. `error_counts`: the counters that are not zero, by name."""
+    """One mounted filesystem. `error_counts`: the counters that are not zero, by name.
+
+    `first_error`: where and when the first of them was met, as far as the kernel remembers (ext4).
+    """
 
     is_shut_down: bool = False
     is_read_only: bool = False
     error_counts: Mapping[str, int] = field(default_factory=dict)
+    first_error: str = ""
 
 
 def state_of(entry: mountinfo.MountEntry) -> FilesystemState:
@@ -33,7 +38,9 @@ def state_of(entry: mountinfo.MountEntry) -> FilesystemState:
     """
     options = set(entry.super_options)
     shut_down = "shutdown" in options or (entry.fs_type == "xfs" and _is_dead(entry.target))
-    return FilesystemState(shut_down, bool(options & {"ro", "emergency_ro"}), error_counts(entry.fs_type, entry.source))
+    counts = error_counts(entry.fs_type, entry.source)
+    first = _first_error(entry.source) if counts and entry.fs_type == "ext4" else ""
+    return FilesystemState(shut_down, bool(options & {"ro", "emergency_ro"}), counts, first)
 
 
 def error_counts(fs_type: str, source: str) -> dict[str, int]:
@@ -48,15 +55,38 @@ def error_counts(fs_type: str, source: str) -> dict[str, int]:
     return _btrfs_counts(name) if fs_type == "btrfs" else {}
 
 
+def _first_error(source: str) -> str:
+    directory = f"/sys/fs/ext4/{os.path.basename(os.path.realpath(source))}"
+    function = _text(f"{directory}/first_error_func").strip()
+    return ext4_superblock.told_error(function, _number(f"{directory}/first_error_time"))
+
+
 def _btrfs_counts(device_name: str) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for uuid in _names("/sys/fs/btrfs"):
-        if not os.path.exists(f"/sys/fs/btrfs/{uuid}/devices/{device_name}"):
-            continue
-        for device_id in _names(f"/sys/fs/btrfs/{uuid}/devinfo"):
-            for name, _, value in _words(f"/sys/fs/btrfs/{uuid}/devinfo/{device_id}/error_stats"):
-                counts[name] = counts.get(name, 0) + int(value)
+    uuid = _btrfs_uuid(device_name)
+    for device_id in _names(f"/sys/fs/btrfs/{uuid}/devinfo") if uuid else ():
+        for name, _, value in _words(f"/sys/fs/btrfs/{uuid}/devinfo/{device_id}/error_stats"):
+            counts[name] = counts.get(name, 0) + int(value)
     return {name: count for name, count in counts.items() if count}
+
+
+def _btrfs_uuid(device_name: str) -> str:
+    """The UUID under which sysfs has the mounted btrfs on a device; empty when it is mounted no more."""
+    uuid = _searched_uuid(device_name)
+    if not _has_device(uuid, device_name):
+        _searched_uuid.cache_clear()
+        uuid = _searched_uuid(device_name)
+    return uuid
+
+
+@functools.lru_cache(maxsize=1024)
+def _searched_uuid(device_name: str) -> str:
+    """The same, as of the first look: where a thousand are mounted, a search for each would take a second."""
+    return next((uuid for uuid in _names("/sys/fs/btrfs") if _has_device(uuid, device_name)), "")
+
+
+def _has_device(uuid: str, device_name: str) -> bool:
+    return bool(uuid) and os.path.exists(f"/sys/fs/btrfs/{uuid}/devices/{device_name}")
 
 
 def _words(path: str) -> list[tuple[str, str, str]]:

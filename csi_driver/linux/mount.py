@@ -26,6 +26,7 @@ from typing import Final
 
 from csi_driver.linux.libc import (
     AT_EMPTY_PATH,
+    AT_FDCWD,
     SYS_FSCONFIG,
     SYS_FSMOUNT,
     SYS_FSOPEN,
@@ -156,6 +157,17 @@ def bind(source_fd: int, target_fd: int, *, flags: MountFlag = NO_FLAGS) -> None
         os.close(tree)
         raise
     attach(tree, target_fd)
+
+
+def cloned(path: str) -> int:
+    """The mount at `path` once more, where nobody sees it, without those below; the caller's O_PATH descriptor of it.
+
+    What is opened through it keeps the filesystem alive, and not the mount at `path` busy.
+
+    Raises:
+        OSError: ENOENT; EINVAL: nothing that may be bound is mounted there.
+    """
+    return _open_tree(AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
 
 
 def unmount(target: str, *, dir_fd: int | None = None) -> None:

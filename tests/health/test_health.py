@@ -26,60 +26,24 @@ import pytest
 from csi_driver.pb import csi_pb2
 from tests.cluster.cluster import free_port, until
 from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, PoolPlace, Workload, run
+from tests.health.asking import (
+    GONE,
+    LOOK,
+    LOST,
+    WORSE,
+    device,
+    image,
+    listed,
+    published,
+    storage,
+    troubles,
+    wait_listed,
+)
 from tests.powercut import cut_power
 from tests.soak.observing import frozen, unanswering_filesystem
 
 MakeDriver = Callable[..., Driver]
 MakePool = Callable[..., PoolPlace]
-LOST, GONE, WORSE = csi_pb2.DATA_LOSS, csi_pb2.INACCESSIBLE, csi_pb2.DEGRADED
-# A look at everything is at most so far away.
-LOOK = 90.0
-
-
-def troubles(driver: Driver, volume_id: str) -> dict[str, int]:
-    """Status by reason, as the controller and the node tell it alike."""
-    controller = driver.call("ControllerGetVolumeHealth", volume_id=volume_id).volume_health
-    node = driver.call("NodeGetVolumeHealth", volume_id=volume_id).volume_health
-    assert controller == node
-    assert controller.volume_id == volume_id
-    assert all(one.reason and volume_or_pool_is_named(one.message, volume_id) for one in node.health_statuses)
-    return {one.reason: one.status for one in node.health_statuses}
-
-
-def volume_or_pool_is_named(message: str, volume_id: str) -> bool:
-    return volume_id in message or "pool default" in message
-
-
-def listed(driver: Driver, **fields: object) -> dict[str, set[str]]:
-    """Reasons by volume id, of one page."""
-    page = driver.call("ControllerListVolumeHealth", **fields)
-    return {one.volume_id: {status.reason for status in one.health_statuses} for one in page.entries}
-
-
-def wait_listed(driver: Driver, expected: dict[str, set[str]]) -> None:
-    until(lambda: listed(driver) == expected, LOOK)
-
-
-def storage(driver: Driver) -> dict[str, int]:
-    found = driver.call("NodeGetStorageHealth").backend_health
-    return {one.reason: one.status for one in found}
-
-
-def published(driver: Driver, **options: object) -> Workload:
-    workload = Workload(driver, "v", **options)  # type: ignore[arg-type]
-    workload.create()
-    workload.stage()
-    workload.publish()
-    assert troubles(driver, workload.volume_id) == {}
-    return workload
-
-
-def image(workload: Workload) -> Path:
-    return workload.driver.pool / "volumes" / workload.volume_id / "disk.img"
-
-
-def device(workload: Workload) -> str:
-    return run("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", workload.staging).strip()
 
 
 def test_the_healthy_are_not_told(driver: Driver) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.linux import filesystem, process
+from csi_driver.linux import ext4_superblock, filesystem, process, superblocks
 from csi_driver.linux.filesystem import FILESYSTEMS
 from csi_driver.linux.process import ToolError
 from tests.image_mounts import formatted_image, mounted, new_image
@@ -267,7 +267,7 @@ def test_a_filesystem_that_is_not_ext4_has_no_such_uuid(tmp_path: Path) -> None:
 def bears_an_error(image: str) -> bool:
     fd = os.open(image, os.O_RDONLY)
     try:
-        return filesystem.ext4_has_errors(fd)
+        return ext4_superblock.has_errors(os.pread(fd, ext4_superblock.BYTES, ext4_superblock.OFFSET))
     finally:
         os.close(fd)
 
@@ -299,9 +299,16 @@ def test_a_check_of_what_cannot_be_repaired_fails_with_the_tools_words(ext4: tup
     assert failure.value.exit_code & 4
 
 
-def test_an_image_without_ext4_bears_no_mark_but_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="does not hold ext4"):
-        bears_an_error(new_image(tmp_path / "disk.img", MIB))
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])
+def test_an_image_without_its_filesystem_is_damaged(tmp_path: Path, fs_type: str) -> None:
+    other = "xfs" if fs_type != "xfs" else "ext4"
+    image, _ = formatted_image(tmp_path / "disk.img", other, 320 * MIB)
+    fd = os.open(image, os.O_RDONLY)
+    try:
+        assert superblocks.look(other, fd) == superblocks.SOUND
+        assert superblocks.look(fs_type, fd).damage
+    finally:
+        os.close(fd)
 
 
 # Measuring.
