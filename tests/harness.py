@@ -11,16 +11,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 from google.protobuf import message_factory
 
 from csi_driver.linux import growth, libc
 from csi_driver.pb import admin_pb2, csi_pb2
+from tests.zygote import ForkedProcess, Zygote
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -28,6 +29,7 @@ CLONE_NEWNS = 0x20000  # include/uapi/linux/sched.h
 Code = grpc.StatusCode
 Mode = csi_pb2.VolumeCapability.AccessMode
 
+PROGRAM = (sys.executable, "-m", "csi_driver")
 _METHODS = {
     method.name: method
     # The same name in two services: CSI's, which comes last, is the one that tests mean.
@@ -153,6 +155,15 @@ class Caller:
         return self._stubs[method]
 
 
+_zygote = Zygote()
+
+
+def start_fork(command: Sequence[str], stderr: IO[bytes], env: Mapping[str, str]) -> ForkedProcess:
+    """As subprocess.Popen, when what is run is the program itself, and much sooner."""
+    assert tuple(command[: len(PROGRAM)]) == PROGRAM
+    return _zygote.fork(command[len(PROGRAM) :], stderr.fileno(), env)
+
+
 @dataclass
 class Driver:
     """`hostvol node` as a child process; it is started, killed and started again on the same pools."""
@@ -165,7 +176,8 @@ class Driver:
     environment: dict[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()
     options: Sequence[str] = ()
-    process: subprocess.Popen[bytes] | None = None
+    forked: bool = True
+    process: subprocess.Popen[bytes] | ForkedProcess | None = None
     _caller: Caller | None = None
 
     @property
@@ -196,7 +208,7 @@ class Driver:
         init = ["--init-pools"] if self.init_pools else []
         state = f"--state-dir={self.home / 'state'}"
         return [
-            *(sys.executable, "-m", "csi_driver", "node", f"--endpoint={self.endpoint}", f"--node-id={self.node_id}"),
+            *(*PROGRAM, "node", f"--endpoint={self.endpoint}", f"--node-id={self.node_id}"),
             *(*pools, *init, state, *self.arguments),
         ]
 
@@ -204,9 +216,9 @@ class Driver:
         """Start; with `wait` until Probe says ready."""
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(), stderr=log, env={**os.environ, **self.environment, **environment}
-            )
+            environment = {**os.environ, **self.environment, **environment}
+            start = start_fork if self.forked else subprocess.Popen
+            self.process = start(self.command(), stderr=log, env=environment)
         if wait:
             self.wait_ready()
 
@@ -360,6 +372,7 @@ def only_by_resize2fs(driver: Driver) -> None:
     """Start the driver, from now on, without the capability by which the kernel grows a mounted ext4."""
     command = driver.command
     if growth.may_grow_mounted_ext4():
+        driver.forked = False
         driver.command = lambda: ["setpriv", "--bounding-set", "-sys_resource", "--", *command()]  # type: ignore[method-assign]
         driver.restart()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ from typing import Any
 from csi_driver.model import topology_key
 from csi_driver.pb import csi_pb2
 from tests.cluster.api import DRIVER, FakeApi
-from tests.harness import DIRECTORY, Caller, Driver, Failure, PoolPlace, create_request
+from tests.harness import DIRECTORY, PROGRAM, Caller, Driver, Failure, PoolPlace, create_request, start_fork
+from tests.zygote import ForkedProcess
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:
@@ -44,7 +43,7 @@ class Controller:
     address: str = "127.0.0.1"
     names: tuple[str, ...] = ("127.0.0.1", "localhost", "hostvol-controller.test")
     arguments: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
+    process: ForkedProcess | None = None
     _caller: Caller | None = None
 
     @property
@@ -55,14 +54,14 @@ class Controller:
         """Start, and wait until the sidecars' socket and the nodes' port are served."""
         self.home.mkdir(parents=True, exist_ok=True)
         command = [
-            *(sys.executable, "-m", "csi_driver", "controller", f"--endpoint=unix://{self.socket_path}"),
+            *(*PROGRAM, "controller", f"--endpoint=unix://{self.socket_path}"),
             *(f"--listen={self.address}:{self.port}", f"--api-server={self.api.url}"),
             *(f"--tls-name={name}" for name in self.names),
             *self.arguments,
         ]
         before = self.log().count("nodes dial port") if (self.home / "log").exists() else 0
         with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log)
+            self.process = start_fork(command, log, os.environ)
         until(lambda: self.log().count("nodes dial port") > before or self._check(), what="the controller serves")
 
     def _check(self) -> bool:
