@@ -158,10 +158,12 @@ class Caller:
 _zygote = Zygote()
 
 
-def start_fork(command: Sequence[str], stderr: IO[bytes], env: Mapping[str, str]) -> ForkedProcess:
-    """As subprocess.Popen, when what is run is the program itself, and much sooner."""
+def start_fork(
+    command: Sequence[str], stderr: IO[bytes], env: Mapping[str, str], constants: Mapping[str, float] | None = None
+) -> ForkedProcess:
+    """As subprocess.Popen, when what is run is the program itself, and much sooner; `constants` as of Zygote.fork."""
     assert tuple(command[: len(PROGRAM)]) == PROGRAM
-    return _zygote.fork(command[len(PROGRAM) :], stderr.fileno(), env)
+    return _zygote.fork(command[len(PROGRAM) :], stderr.fileno(), env, constants or {})
 
 
 @dataclass
@@ -176,7 +178,9 @@ class Driver:
     environment: dict[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()
     options: Sequence[str] = ()
+    # Where the program itself must be started: its memory is measured, or its interpreter is told something.
     forked: bool = True
+    constants: dict[str, float] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | ForkedProcess | None = None
     _caller: Caller | None = None
 
@@ -217,8 +221,10 @@ class Driver:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "log").open("ab") as log:
             environment = {**os.environ, **self.environment, **environment}
-            start = start_fork if self.forked else subprocess.Popen
-            self.process = start(self.command(), stderr=log, env=environment)
+            if self.forked:
+                self.process = start_fork(self.command(), log, environment, self.constants)
+            else:
+                self.process = subprocess.Popen(self.command(), stderr=log, env=environment)
         if wait:
             self.wait_ready()
 

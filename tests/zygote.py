@@ -65,10 +65,15 @@ class Zygote:
         self._lock = threading.Lock()
         self._requests: socket.socket | None = None
 
-    def fork(self, arguments: Sequence[str], log: int, environment: Mapping[str, str]) -> ForkedProcess:
-        """`hostvol` with these arguments, in this environment and the working directory; its errors go to `log`."""
+    def fork(
+        self, arguments: Sequence[str], log: int, environment: Mapping[str, str], constants: Mapping[str, float]
+    ) -> ForkedProcess:
+        """`hostvol` with these arguments, in this environment and the working directory; its errors go to `log`.
+
+        `constants` are set in its modules, by their names below csi_driver: what waits ten seconds need not, here.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        request = json.dumps([list(arguments), dict(environment), os.getcwd()]).encode()
+        request = json.dumps([list(arguments), dict(environment), os.getcwd(), dict(constants)]).encode()
         assert len(request) < _LONGEST_REQUEST
         with self._lock, theirs:
             socket.send_fds(self._started(), [request], [log, theirs.fileno()])
@@ -128,7 +133,7 @@ def _tell(told: int, number: int) -> None:
 
 def _become(request: bytes, log: int) -> Sequence[str]:
     """Make a fork what the program is when it starts."""
-    arguments, environment, directory = json.loads(request)
+    arguments, environment, directory, constants = json.loads(request)
     os.dup2(log, sys.stderr.fileno())
     os.closerange(sys.stderr.fileno() + 1, _DESCRIPTORS)
     os.chdir(directory)
@@ -136,6 +141,11 @@ def _become(request: bytes, log: int) -> Sequence[str]:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.reload(sys.modules["csi_driver.faults"])  # it reads the environment when it is imported
+    for place, value in constants.items():
+        module, _, name = place.rpartition(".")
+        held = vars(importlib.import_module(f"csi_driver.{module}"))
+        assert name in held, place
+        held[name] = value
     return arguments  # type: ignore[no-any-return]
 
 

@@ -43,6 +43,7 @@ class Controller:
     address: str = "127.0.0.1"
     names: tuple[str, ...] = ("127.0.0.1", "localhost", "hostvol-controller.test")
     arguments: tuple[str, ...] = ()
+    constants: dict[str, float] = field(default_factory=dict)
     process: ForkedProcess | None = None
     _caller: Caller | None = None
 
@@ -61,7 +62,7 @@ class Controller:
         ]
         before = self.log().count("nodes dial port") if (self.home / "log").exists() else 0
         with (self.home / "log").open("ab") as log:
-            self.process = start_fork(command, log, os.environ)
+            self.process = start_fork(command, log, os.environ, self.constants)
         until(lambda: self.log().count("nodes dial port") > before or self._check(), what="the controller serves")
 
     def _check(self) -> bool:
@@ -123,6 +124,7 @@ class Cluster:
     controllers: list[Controller] = field(default_factory=list)
     nodes: dict[str, Driver] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    constants: dict[str, float] = field(default_factory=dict)  # of its controllers
 
     @property
     def controller(self) -> Controller:
@@ -137,7 +139,7 @@ class Cluster:
 
     def add_controller(self, address: str = "127.0.0.1", *arguments: str) -> Controller:
         home = self.home / f"controller{len(self.controllers)}"
-        controller = Controller(home, self.api, self.port, address, arguments=arguments)
+        controller = Controller(home, self.api, self.port, address, arguments=arguments, constants=self.constants)
         controller.start()
         self.controllers.append(controller)
         self.write_authority()

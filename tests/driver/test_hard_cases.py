@@ -122,7 +122,7 @@ def test_a_mount_from_inside_a_volume_is_a_use_of_it(driver: Driver, parameters:
 
 def test_a_volume_in_a_pool_that_is_not_served_is_not_gone(make_pool: MakePool, make_driver: MakeDriver) -> None:
     here, there = make_pool("host"), make_pool("ext4", size_bytes=512 * MIB)
-    driver = make_driver(here, there)
+    driver = make_driver(here, there, constants={"domain.startup._TRY_AGAIN_SECONDS": 0.5})
     life = Workload(driver, "there", parameters={"pool": "pool1"}, size_bytes=16 * MIB)
     life.create()
     driver.stop()
@@ -134,7 +134,6 @@ def test_a_volume_in_a_pool_that_is_not_served_is_not_gone(make_pool: MakePool, 
     assert driver.code("CreateVolume", create_request("other", 16 * MIB)) is Code.OK
     assert os.listdir(there.mount_point or "") == []
     run("mount", "-o", "loop", str(there.image), str(there.mount_point))
-    # Tried again every ten seconds.
     assert polled(lambda: driver.code("ControllerGetVolume", volume_id=life.volume_id) is Code.OK, 30)
     life.delete()
 

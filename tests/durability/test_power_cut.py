@@ -210,6 +210,7 @@ def test_cuts_lose_nothing_that_was_acknowledged(round_: Round, request: pytest.
 def test_without_fsync_the_same_cut_loses_volumes(round_: Round, tmp_path: Path) -> None:
     (tmp_path / "careless").mkdir()
     (tmp_path / "careless" / "sitecustomize.py").write_text("import os\nos.fsync = lambda fd: None\n")
+    round_.driver.forked = False
     round_.driver.restart(PYTHONPATH=f"{tmp_path / 'careless'}:{Path.cwd()}")
     # A template costs a sync of mkfs, so it is made first.
     Workload(round_.driver, "first", size_bytes=32 * MIB).create()
