@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class HostvolError(Exception):
     """Base of every failure that hostvol explains to its caller."""
@@ -516,6 +518,17 @@ class StreamDamaged(HostvolError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the stream is damaged: {reason}")
+
+
+class OtherContent(HostvolError):
+    """What a relative stream is to be applied to is not what it is relative to."""
+
+    def __init__(self, object_id: str, held: Sequence[str], wanted: str) -> None:
+        has = f"{object_id} holds {' and '.join(held)}" if held else f"nobody knows what {object_id} holds any more"
+        super().__init__(
+            f"onto: the stream is relative to {wanted}, and {has}; name a snapshot that was taken of what was imported "
+            "before anybody used it, or send the whole stream first"
+        )
 
 
 class CallerGone(HostvolError):

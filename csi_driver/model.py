@@ -173,6 +173,8 @@ class Volume:
 
     `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
     `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet;
+    `content_id` names the stream whose content it has, as long as nobody could
+    have written to it; else empty.
     `becoming` likewise the parameters that a modification intends. `created_as` are those of its creation, which its
     name stands for, where a modification has changed them since. `pod` as in its VolumeSpec. `rollback` is empty, or
     what tells the content that a rollback gave it from the one before.
@@ -194,10 +196,16 @@ class Volume:
     becoming: VolumeParameters | None = None
     created_as: VolumeParameters | None = None
     rollback: str = ""
+    content_id: str = ""
 
     @property
     def object_id(self) -> str:
         return self.volume_id
+
+    @property
+    def content_ids(self) -> frozenset[str]:
+        """The names by which streams know its content."""
+        return frozenset({self.content_id} - {""})
 
     @property
     def first_parameters(self) -> VolumeParameters:
@@ -256,7 +264,7 @@ class Snapshot:
 
     `size_bytes` is the source's capacity then, `created_at` the time of the cut in seconds since the epoch;
     `is_ready` is false while the bytes are still being copied. A member of a group snapshot names it, and the pool that
-    has the group's record; else both are empty.
+    has the group's record; else both are empty. `content_id` is the volume's at the cut.
     """
 
     snapshot_id: SnapshotId
@@ -271,10 +279,16 @@ class Snapshot:
     lineage: str
     group_snapshot_id: str = ""
     group_pool: str = ""
+    content_id: str = ""
 
     @property
     def object_id(self) -> str:
         return self.snapshot_id
+
+    @property
+    def content_ids(self) -> frozenset[str]:
+        """The names by which streams know its content: its own, and that of what its volume was imported from."""
+        return frozenset({str(self.snapshot_id), self.content_id} - {""})
 
     @property
     def family(self) -> str:

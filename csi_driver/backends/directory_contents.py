@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
+from csi_driver.backends import increments
 from csi_driver.backends.directory import DATA, DirectoryBackend
+from csi_driver.backends.increments import Base
 from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, tree_copy
@@ -122,19 +125,25 @@ class DirectoryContents:
 
         yield from trees.stream(header, content_fd)
 
-    def received(self, volume: Volume, stream: Reader, object_fd: int, progress: Callable[[int], None]) -> None:
+    def received(
+        self,
+        volume: Volume,
+        stream: Reader,
+        object_fd: int,
+        progress: Callable[[int], None],
+        base: Base | None = None,
+    ) -> str:
         """The directory of a volume that is being built, with its limit and the content of a stream; durable.
+
+        Returns the content_id of what was applied last.
 
         Raises: StreamDamaged; CapacityOutOfRange when the content is more than the volume's size; OSError.
         """
-        from csi_driver.streams import trees  # noqa: PLC0415 - as above
-
         try:
             self._backend.build(volume, object_fd)
             data_fd = durable.open_directory(DATA, dir_fd=object_fd)
             try:
-                trees.receive(stream, data_fd, progress=progress)
-                crash_point("directory.received")
+                last = _received(volume, stream, data_fd, progress, base)
                 sync.sync_filesystem(data_fd)
             finally:
                 os.close(data_fd)
@@ -144,6 +153,7 @@ class DirectoryContents:
             raise
         if self._backend.used_in(volume, object_fd) > volume.capacity_bytes:
             raise _too_large(volume)
+        return last.header.content_id
 
     def still(self, volume: Volume, content_fd: int) -> int | None:
         """Nothing: a directory that does not change is made by a snapshot of it."""
@@ -183,6 +193,27 @@ class DirectoryContents:
             sync.sync_filesystem(data_fd)
         finally:
             os.close(data_fd)
+
+
+def _received(
+    volume: Volume, stream: Reader, data_fd: int, progress: Callable[[int], None], base: Base | None
+) -> Reader:
+    """Fill the directory with what the stream has and those behind it; returns the last of them."""
+    from csi_driver.streams import bases, tree_building  # noqa: PLC0415 - most nodes never do this
+
+    with ExitStack() as opened:
+        kept = None if base is None else bases.Kept(base.content_fd, share=base.share)
+        if kept is not None:
+            opened.callback(kept.close)
+        tree_building.receive(stream, data_fd, progress=progress, base=kept)
+    crash_point("directory.received")
+    last = stream
+    for last in increments.following(volume, stream):
+        with closing(bases.Consumed(data_fd)) as consumed:
+            crash_point("directory.following")
+            tree_building.receive(last, data_fd, progress=progress, base=consumed)
+        crash_point("directory.followed")
+    return last
 
 
 def _share(source_fd: int, target_fd: int, progress: Callable[[int], None]) -> int:

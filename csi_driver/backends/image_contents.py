@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Final
 
+from csi_driver.backends import increments
 from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.backends.image import ImageFiles
-from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
+from csi_driver.backends.increments import Base
+from csi_driver.errors import VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
 from csi_driver.model import Volume
@@ -135,24 +137,47 @@ class ImageContents:
 
         yield from images.stream(header, content_fd)
 
-    def received(self, volume: Volume, stream: Reader, object_fd: int, progress: Callable[[int], None]) -> None:
+    def received(
+        self,
+        volume: Volume,
+        stream: Reader,
+        object_fd: int,
+        progress: Callable[[int], None],
+        base: Base | None = None,
+    ) -> str:
         """The image of a volume that is being built, with the content of a stream and an identity of its own; fsynced.
+
+        Returns the content_id of what was applied last.
 
         Raises: StreamDamaged; OSError; VolumeDamaged when the content is not the filesystem that it is said to be.
         """
         from csi_driver.streams import images  # noqa: PLC0415 - as above
 
-        image_fd = self._make(object_fd)
+        image_fd = self._make(object_fd) if base is None else self._based(base, object_fd)
         try:
             os.ftruncate(image_fd, stream.header.size_bytes)
             crash_point("image.receiving")
-            images.receive(stream, image_fd, stream.header.size_bytes, is_incremental=False, progress=progress)
+            is_incremental = base is not None
+            images.receive(stream, image_fd, stream.header.size_bytes, is_incremental=is_incremental, progress=progress)
             crash_point("image.received")
-            _follow(volume, stream, image_fd, progress)
+            last = stream
+            for last in increments.following(volume, stream):
+                os.ftruncate(image_fd, last.header.size_bytes)
+                images.receive(last, image_fd, last.header.size_bytes, is_incremental=True, progress=progress)
+                crash_point("image.followed")
             os.fsync(image_fd)
         finally:
             os.close(image_fd)
         self._adopt(volume, object_fd)
+        return last.header.content_id
+
+    def _based(self, base: Base, object_fd: int) -> int:
+        """A descriptor, the caller's, of an image that has the content of the base."""
+        if base.share:
+            self.share(base.content_fd, base.size_bytes, object_fd)
+        else:
+            self.copy(base.content_fd, base.size_bytes, object_fd, lambda _: None)
+        return os.open(IMAGE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=object_fd)
 
     def _adopt(self, volume: Volume, object_fd: int) -> None:
         """Give the image its volume's size, blocks and identity; a smaller filesystem grows when it is staged."""
@@ -178,24 +203,6 @@ class ImageContents:
             os.close(image_fd)
             raise
         return image_fd
-
-
-def _follow(volume: Volume, stream: Reader, image_fd: int, progress: Callable[[int], None]) -> None:
-    """Apply the streams behind the first one, each relative to the one before."""
-    from csi_driver.streams import images  # noqa: PLC0415 - most nodes never do this
-
-    following = stream.following()
-    while following is not None:
-        size_bytes = following.header.size_bytes
-        if size_bytes > volume.capacity_bytes:
-            raise CapacityOutOfRange(
-                f"size_bytes: {volume.capacity_bytes} is less than the {size_bytes} bytes that a stream which follows "
-                "has; ask for as many (--size)"
-            )
-        os.ftruncate(image_fd, size_bytes)
-        images.receive(following, image_fd, size_bytes, is_incremental=True, progress=progress)
-        crash_point("image.followed")
-        following = following.following()
 
 
 def _write_identity(volume: Volume, image_fd: int) -> None:

@@ -24,7 +24,7 @@ _PIECE_BYTES: Final = 1 << 20
 
 @click.command("export")
 @click.argument("name_or_id", metavar="VOLUME|SNAPSHOT")
-@click.option("--base", metavar="SNAPSHOT", help="Only what differs from this earlier one of the same image.")
+@click.option("--base", metavar="SNAPSHOT", help="Only what differs from this earlier one of the same volume.")
 @options.endpoint
 @click.pass_obj
 def export_content(connect: Connect, name_or_id: str, base: str | None, endpoint: str) -> None:
@@ -56,6 +56,9 @@ def export_content(connect: Connect, name_or_id: str, base: str | None, endpoint
 @click.command("import")
 @click.option("--name", default="", help="Name of the new volume.  [default: that of what was exported]")
 @click.option("--pool", default="default", show_default=True)
+@click.option(
+    "--onto", metavar="SNAPSHOT|VOLUME", help="What the stream is relative to: the volume begins as a copy of it."
+)
 @click.option("--size", type=Size(), default=0, show_default="that of the first stream", help="At least this much.")
 @click.option("--thick", is_flag=True, help="Allocate all blocks of an image at once.")
 @click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
@@ -64,7 +67,9 @@ def export_content(connect: Connect, name_or_id: str, base: str | None, endpoint
 def import_content(connect: Connect, /, name: str, pool: str, endpoint: str, **asked: Any) -> None:
     """Make a new volume of what `hostvol export` wrote, read from standard input, and print its id.
 
-    Streams that were exported with --base follow the one that they are relative to.
+    A stream that was exported with --base follows the one that it is relative to, or is applied --onto what was made of
+    that one: a snapshot that was taken before anybody used the volume, or that volume as long as nobody has used it.
+    Neither is changed.
 
     Nothing is left unless the whole stream came, as it was sent. The kernel trusts the filesystem that it mounts:
     import only what you trust.
@@ -73,6 +78,7 @@ def import_content(connect: Connect, /, name: str, pool: str, endpoint: str, **a
     Examples:
       hostvol import --pool fast < data.hostvol
       cat monday.hostvol tuesday.hostvol wednesday.hostvol | hostvol import --name data-as-it-was
+      hostvol import --onto standby-tuesday --name standby-wednesday < wednesday.hostvol
       aws s3 cp s3://backups/before-upgrade.hostvol.zst - | zstd -d | hostvol import --name data-as-it-was
     """
     if os.isatty(_STDIN):
@@ -85,6 +91,9 @@ def import_content(connect: Connect, /, name: str, pool: str, endpoint: str, **a
         "quota": "none" if asked["no_quota"] else "",
     }
     with closing(connect(endpoint)) as client, meter("importing", _input_bytes()) as advance:
+        if asked["onto"]:
+            base = _found(client, asked["onto"])
+            wanted["onto_id"] = base.get("volume_id") or base["snapshot_id"]
         made = client.import_volume(_pieces(advance), wanted)
     click.echo(made["volume_id"])
 

@@ -27,6 +27,7 @@ from csi_driver.errors import (
 from csi_driver.model import AccessType, ContentSource, VolumeParameters, VolumeType
 
 if TYPE_CHECKING:
+    from csi_driver.domain.sources import Origin
     from csi_driver.streams.frames import Reader
 
 _log = logging.getLogger("hostvol.transfers")
@@ -93,11 +94,18 @@ class Arrivals:
 
 
 class Incoming:
-    """One content that comes as a stream: what it is, and the stream, to be read once from its beginning to its end."""
+    """One content that comes as a stream: what it is, and the stream, to be read once from its beginning to its end.
+
+    `base`: what a relative one is applied to.
+    """
+
+    # Whether the volume is remembered as having the content that the stream names.
+    is_named = True
 
     def __init__(self, what: str) -> None:
         self.progress = Progress(what, 0)
         self.stream: Reader
+        self.base: Origin | None = None
 
     def read_header(self, chunks: Iterator[bytes]) -> None:
         """Read what the stream says of itself.
@@ -137,12 +145,15 @@ class Incoming:
 
     @property
     def family(self) -> str:
-        """None: blocks are shared on one node only."""
-        return ""
+        """That of its base; else none: blocks are shared on one node only."""
+        return self.base.described.family if self.base is not None else ""
 
 
 class Arrival(Incoming):
     """One content on its way from another node."""
+
+    # Nothing will ever be relative to what a transfer sends.
+    is_named = False
 
     def __init__(
         self, carrier: Carrier, source_id: str, transfer_id: str, name: str, count: Callable[[int], None]

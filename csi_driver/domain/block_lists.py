@@ -84,8 +84,7 @@ class BlockLists:
         """
         base, target = _Named(_BASE, base_id), _Named(_TARGET, target_id)
         old, new = self._checked(base, 0), self._checked(target, starting_offset)
-        if old.family != new.family and old.source_volume_id != new.source_volume_id:
-            raise Unrelated(_BASE, base_id, old.source_volume_id, new.source_volume_id)
+        require_related(_BASE, old, new)
 
         def window(start: int) -> Told:
             with ExitStack() as held:
@@ -126,6 +125,15 @@ class BlockLists:
         if os.fstat(content_fd).st_size < snapshot.size_bytes:
             raise VolumeDamaged(named.snapshot_id, "its image is shorter than its record says")
         return content_fd
+
+
+def require_related(field: str, base: Snapshot, target: Snapshot) -> None:
+    """Refuse to compare what was never the same.
+
+    Raises: Unrelated.
+    """
+    if base.family != target.family and base.source_volume_id != target.source_volume_id:
+        raise Unrelated(field, base.snapshot_id, base.source_volume_id, target.source_volume_id)
 
 
 def _windows(window: Callable[[int], Told], starting_offset: int, size: int) -> Iterator[list[Range]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
+from csi_driver.backends.increments import Base
 from csi_driver.model import Volume
 
 if TYPE_CHECKING:
@@ -74,8 +75,17 @@ class Contents(Protocol):
         Raises: OSError: EIO.
         """
 
-    def received(self, volume: Volume, stream: Reader, object_fd: int, progress: Callable[[int], None]) -> None:
+    def received(
+        self,
+        volume: Volume,
+        stream: Reader,
+        object_fd: int,
+        progress: Callable[[int], None],
+        base: Base | None = None,
+    ) -> str:
         """The content of a volume that is being built from a stream, with its own size, limit and identity.
+
+        `base`: what a relative stream is applied to. Returns the content_id of the stream that was applied last.
 
         Raises: StreamDamaged; CapacityOutOfRange, VolumeDamaged, OSError; whatever the stream raises.
         """

@@ -204,6 +204,7 @@ class _Job:
         content_fd = self._contents.open(self._pool.store.volumes_fd, self._volume.volume_id)
         held.callback(os.close, content_fd)
         cuts.require_at_rest(self._pool, self._contents, self._volume, content_fd)
+        self._check_name()
         self.progress.total_bytes = self._contents.size_bytes(content_fd)
         self._admit()
         held.callback(self._pool.ledger.copied, self.snapshot.snapshot_id, 0)
@@ -213,6 +214,15 @@ class _Job:
             self.begun.set()
         self._wait_for_place(held)
         self._build(content_fd)
+
+    def _check_name(self) -> None:
+        """What the volume was imported from is what it holds only if nobody has staged it before it was claimed."""
+        if not self.snapshot.content_id:
+            return
+        store, volume_id = self._pool.store, self._volume.volume_id
+        held = records.read_volume(store.volumes_fd, volume_id, f"{store.directory}/volumes/{volume_id}")
+        if held.content_id != self.snapshot.content_id:
+            self.snapshot = dataclasses.replace(self.snapshot, content_id="")
 
     def _admit(self) -> None:
         asked = (self.snapshot.snapshot_id, self._pool.name, self.progress.total_bytes, self._pool.overcommit)

@@ -8,13 +8,14 @@ import secrets
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from csi_driver.domain import sizes
 from csi_driver.domain.arrivals import Incoming
-from csi_driver.domain.block_lists import BlockLists
+from csi_driver.domain.block_lists import BlockLists, require_related
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.departures import header_of
-from csi_driver.domain.sources import Sources
+from csi_driver.domain.sources import Origin, Sources
 from csi_driver.domain.transfers import source_of
 from csi_driver.domain.volumes import Volumes
 from csi_driver.errors import InvalidField, StreamDamaged
@@ -31,6 +32,9 @@ from csi_driver.model import (
     VolumeType,
 )
 
+if TYPE_CHECKING:
+    from csi_driver.streams.header import Header
+
 _DEFAULT_POOL = PoolName("default")
 _MAX_NAME_BYTES = 128
 
@@ -44,6 +48,8 @@ class ImportOptions:
     provisioning: str = ""
     quota: str = ""
     size_bytes: int = 0
+    # Of a snapshot or volume that has the content which the stream is relative to.
+    onto_id: str = ""
 
 
 class Exports:
@@ -81,23 +87,34 @@ class Exports:
             yield from held.enter_context(closing(contents.sent(header, origin.content_fd)))
 
     def changes(self, snapshot_id: str, base_id: str, deadline: float | None) -> Generator[bytes]:
-        """What makes the image of the base that of the snapshot, likewise; both are held.
+        """What makes the content of the base that of the snapshot, likewise; both are held.
 
-        Raises: SnapshotNotFound; HasNoBlocks for directories; Unrelated; what `Sources` raises; OSError: EIO.
+        Raises: SnapshotNotFound; Unrelated; what `Sources` raises; OSError: EIO.
         """
-        from csi_driver.streams import images  # noqa: PLC0415 - most nodes never do this
-
         for field, object_id in (("id", snapshot_id), ("base_id", base_id)):
             if source_of(object_id).kind is not SourceKind.SNAPSHOT:
                 raise InvalidField(field, object_id, "a snapshot: only what does not change can be compared")
             self._snapshots.get(object_id)
         with ExitStack() as held:
             origin = held.enter_context(self._sources.held(source_of(snapshot_id), deadline))
-            held.enter_context(self._sources.held(source_of(base_id), deadline))
-            blocks = self._block_lists.changed(base_id, snapshot_id, 0)
+            base = held.enter_context(self._sources.held(source_of(base_id), deadline))
             whole = header_of(origin, snapshot_id, snapshot_id, self._snapshots.get(snapshot_id).name)
             header = dataclasses.replace(whole, base_id=base_id, data_bytes=0)
-            yield from images.changes(header, origin.content_fd, itertools.chain.from_iterable(blocks.windows))
+            made = self._tree_changes if origin.volume_type is VolumeType.DIRECTORY else self._image_changes
+            yield from made(header, origin, base)
+
+    def _image_changes(self, header: Header, origin: Origin, base: Origin) -> Iterator[bytes]:
+        from csi_driver.streams import images  # noqa: PLC0415 - most nodes never do this
+
+        blocks = self._block_lists.changed(header.base_id, header.content_id, 0)
+        yield from images.changes(header, origin.content_fd, itertools.chain.from_iterable(blocks.windows))
+
+    def _tree_changes(self, header: Header, origin: Origin, base: Origin) -> Iterator[bytes]:
+        from csi_driver.streams import trees  # noqa: PLC0415 - as above
+
+        require_related("base_id", self._snapshots.get(header.base_id), self._snapshots.get(header.content_id))
+        shares = origin.described.family == base.described.family
+        yield from trees.changes(header, origin.content_fd, base.content_fd, shares=shares)
 
     def take_in(self, chunks: Iterator[bytes], options: ImportOptions) -> Volume:
         """A new volume with the content of a stream; nothing is left unless the whole stream came.
@@ -106,16 +123,15 @@ class Exports:
         """
         incoming = Incoming(f"volume {options.name or 'of a stream'}")
         incoming.read_header(chunks)
-        # Only images can be relative to others.
-        incoming.stream.may_be_followed = incoming.stream.header.is_image
-        return self._volumes.take_in(_spec(incoming, options), incoming)
+        incoming.stream.may_be_followed = True
+        base = source_of(options.onto_id) if options.onto_id else None
+        return self._volumes.take_in(_spec(incoming, options), incoming, base)
 
 
 def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
     header = incoming.stream.header
     is_mounted = incoming.access_type is AccessType.MOUNT
-    if header.base_id or header.start:
-        raise InvalidField("stream", f"relative to {header.base_id}", "a whole one, and behind it those relative to it")
+    _check_base(header, options)
     if len(options.name.encode()) > _MAX_NAME_BYTES:
         raise InvalidField("name", f"{len(options.name)} characters", f"at most {_MAX_NAME_BYTES} bytes")
     kind = (incoming.volume_type, incoming.access_type, header.fs_type)
@@ -142,3 +158,16 @@ def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
         fs_type=incoming.fs_type,
         parameters=parameters,
     )
+
+
+def _check_base(header: Header, options: ImportOptions) -> None:
+    """A whole stream stands alone, a relative one on what it is applied to."""
+    if header.start:
+        raise InvalidField(
+            "stream", f"one from byte {header.start} on", "a whole one, and behind it those relative to it"
+        )
+    if header.base_id and not options.onto_id:
+        wanted = "a whole one, and behind it those relative to it, or applied --onto what it is relative to"
+        raise InvalidField("stream", f"relative to {header.base_id}", wanted)
+    if options.onto_id and not header.base_id:
+        raise InvalidField("stream", "a whole one", f"one that is relative to what {options.onto_id} holds (--onto)")

@@ -144,6 +144,7 @@ def _planned(pool: Pool, volume: Volume, origin: Origin) -> Volume:
         source=volume.source,
         lineage=origin.described.family if shares else "",
         rollback=secrets.token_hex(4),
+        content_id="",
     )
 
 

@@ -253,6 +253,7 @@ class Snapshots:
             is_ready=is_ready,
             # What is copied shares no block with its source.
             lineage=volume.family if is_ready and shares else snapshot_id,
+            content_id=volume.content_id,
         )
 
     @staticmethod

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from csi_driver.backends import removal
+from csi_driver.backends.increments import Base
 from csi_driver.domain import cuts
 from csi_driver.domain.arrivals import Incoming
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
@@ -22,9 +23,11 @@ from csi_driver.domain.stills import Stills
 from csi_driver.errors import (
     InvalidField,
     OperationPending,
+    OtherContent,
     SnapshotNotFound,
     SourceElsewhere,
     SourceNotFound,
+    StreamDamaged,
     VolumeNotFound,
 )
 from csi_driver.faults import crash_point
@@ -57,6 +60,9 @@ class _Described(Protocol):
 
     @property
     def family(self) -> str: ...
+
+    @property
+    def content_ids(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +143,19 @@ class Sources:
             held.push(looking.pop_all())
         return origin
 
-    def receive(self, volume: Volume, arrival: Incoming, object_fd: int) -> None:
-        """The content of the volume that is being built in its directory, as it comes.
+    def receive(self, volume: Volume, arrival: Incoming, object_fd: int) -> str:
+        """The content of the volume that is being built in its directory, as it comes; returns its content_id.
 
-        Raises: StreamDamaged; TransferInterrupted; CapacityOutOfRange, VolumeDamaged, OSError.
+        Raises: StreamDamaged; TransferInterrupted; CapacityOutOfRange, VolumeDamaged, OSError; with a base as `fill`.
         """
         contents = self._pools.of(volume).contents(volume.volume_type)
-        contents.received(volume, arrival.stream, object_fd, progress=arrival.progress)
+        with ExitStack() as held:
+            base = None
+            if arrival.base is not None:
+                share = bool(volume.lineage)
+                content_fd = self._readable(arrival.base, held, share=share)
+                base = Base(content_fd, arrival.base.size_bytes, share)
+            return contents.received(volume, arrival.stream, object_fd, arrival.progress, base)
 
     def fill(self, volume: Volume, origin: Origin, object_fd: int, *, share: bool) -> None:
         """The content of the volume that is being built in its directory.
@@ -154,12 +166,15 @@ class Sources:
         pool = self._pools.of(volume)
         contents = pool.contents(volume.volume_type)
         with ExitStack() as held:
-            content_fd = origin.content_fd
-            if origin.volume is not None:
-                content_fd = self._prepared(origin, origin.volume, held, share=share)
+            content_fd = self._readable(origin, held, share=share)
             what = f"volume {volume.volume_id}, from {volume.source.object_id if volume.source else '-'}"
             progress = Progress(what, 0 if share else contents.size_bytes(content_fd))
             contents.build(volume, content_fd, origin.size_bytes, object_fd, share=share, progress=progress)
+
+    def _readable(self, origin: Origin, held: ExitStack, *, share: bool) -> int:
+        if origin.volume is None:
+            return origin.content_fd
+        return self._prepared(origin, origin.volume, held, share=share)
 
     def _prepared(self, origin: Origin, volume: Volume, held: ExitStack, *, share: bool) -> int:
         """The content of a living volume, with all that was written before, so that it can be copied."""
@@ -225,6 +240,23 @@ def resolved(spec: VolumeSpec, origin: Origin | Incoming) -> VolumeSpec:
         spec = dataclasses.replace(spec, fs_type=_inherited(spec, "fs_type", spec.fs_type, source.fs_type))
     block_size = _inherited(spec, "block_size", asked.block_size, source.parameters.block_size)
     return dataclasses.replace(spec, parameters=dataclasses.replace(asked, block_size=block_size))
+
+
+def require_base(object_id: str, held: _Described, incoming: Incoming) -> None:
+    """Refuse to apply a stream to anything but what it is relative to.
+
+    Raises: OtherContent; StreamDamaged when it says that it is of another kind than that.
+    """
+    header = incoming.stream.header
+    if header.base_id not in held.content_ids:
+        raise OtherContent(object_id, sorted(held.content_ids), header.base_id)
+    parameters = held.parameters
+    is_same = (
+        (header.volume_type, header.access_type, header.fs_type, header.block_size)
+        == (parameters.volume_type, held.access_type, held.fs_type, parameters.block_size)
+    )  # fmt: skip
+    if not is_same:
+        raise StreamDamaged("it is of another kind than its base")
 
 
 _FIELDS = {"fs_type": "volume_capabilities.mount.fs_type", "block_size": "parameters.blockSize"}

@@ -7,6 +7,7 @@ Unstage: claim -> mounts elsewhere? refuse -> unmount -> wait until the loop dev
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections import OrderedDict
@@ -18,7 +19,9 @@ from csi_driver.domain.capabilities import check_capability, same_access
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.extension import Extension
+from csi_driver.domain.live_records import LiveRecords
 from csi_driver.domain.mounts import VolumeMounts, observe_alive
+from csi_driver.domain.pools import Pool
 from csi_driver.domain.targets import TargetPath
 from csi_driver.errors import (
     CapabilityExceeded,
@@ -49,6 +52,7 @@ class Staging:
         self._catalogue = catalogue
         self._claims = claims
         self._extension = extension
+        self._records = LiveRecords(catalogue)
         self._withdrawn: OrderedDict[str, str] = OrderedDict()
 
     def stage(self, volume_id: str, path: str, capability: VolumeCapability, deadline: float | None) -> None:
@@ -139,6 +143,7 @@ class Staging:
         backend = pool.backend(volume)
         with TargetPath(path, _FIELD, self._pools) as target:
             self._require_not_staged_elsewhere(volume, backend, target.path)
+            volume = self._disowned(pool, volume)
             self._mounts.unmount_if_dead(volume, backend, target)
             if self._already_staged(volume, backend, target, capability):
                 self._remember(volume, target.path, capability, made=False)
@@ -152,6 +157,15 @@ class Staging:
                 crash_point("stage.path_made")
                 self._mount(volume, backend, target, capability)
                 undo.pop_all()
+
+    def _disowned(self, pool: Pool, volume: Volume) -> Volume:
+        """The volume is not known any more for what it was imported with: whoever uses it may change it."""
+        if not volume.content_id:
+            return volume
+        volume = dataclasses.replace(volume, content_id="")
+        self._records.remember(pool, volume)
+        crash_point("stage.disowned")
+        return volume
 
     def _require_not_staged_elsewhere(self, volume: Volume, backend: Backend, path: str) -> None:
         held = self._mounts.state(volume.volume_id).staging_target_path

@@ -23,7 +23,7 @@ from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.pools import Pool, Pools
-from csi_driver.domain.sources import Origin, Sources, resolved
+from csi_driver.domain.sources import Origin, Sources, require_base, resolved
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.trash import Trash, mark_of
 from csi_driver.durations import human_seconds
@@ -86,14 +86,19 @@ class Volumes:
             except OperationPending as pending:
                 raise self._arrivals.told(spec.name, pending) from pending
 
-    def take_in(self, spec: VolumeSpec, incoming: Incoming) -> Volume:
+    def take_in(self, spec: VolumeSpec, incoming: Incoming, base: ContentSource | None = None) -> Volume:
         """A new volume with the content of a stream, durable when this returns; else nothing is left of it.
 
-        Raises: VolumeConflict when the name is taken; StreamDamaged; as `create`.
+        `base`: what the stream is applied to, a copy of which the volume begins with.
+
+        Raises: VolumeConflict when the name is taken; StreamDamaged; OtherContent when the base is not what the stream
+            is relative to; as `create`.
         """
         with self._pools.get(spec.parameters.pool).slot():
             # Two streams are never the same call.
-            return self._claims.run(("volume name", spec.name), incoming, None, lambda: self._taken_in(spec, incoming))
+            return self._claims.run(
+                ("volume name", spec.name), incoming, None, lambda: self._taken_in(spec, incoming, base)
+            )
 
     def delete(self, volume_id: str, deadline: float | None) -> None:
         """The volume is gone when this returns, and its data, unless it is retained. Idempotent: an unknown id is gone.
@@ -134,13 +139,22 @@ class Volumes:
             planned = self._planned_copy(resolved(spec, origin), origin, shares=pool.shares_with(origin.pool))
             return self._built(pool, planned, origin)
 
-    def _taken_in(self, spec: VolumeSpec, incoming: Incoming) -> Volume:
+    def _taken_in(self, spec: VolumeSpec, incoming: Incoming, base: ContentSource | None) -> Volume:
         existing = self._catalogue.named(spec.name)
         if existing is not None:
             raise VolumeConflict(spec.name, existing.volume_id, "content", "another one", "that of the stream")
         pool = self._pools.get(spec.parameters.pool)
         pool.require_present()
-        planned = self._planned_copy(resolved(spec, incoming), incoming, shares=False)
+        if base is None:
+            return self._received(pool, spec, incoming)
+        with self._sources.held(base, time.monotonic()) as origin:
+            require_base(base.object_id, origin.described, incoming)
+            incoming.base = origin
+            return self._received(pool, spec, incoming)
+
+    def _received(self, pool: Pool, spec: VolumeSpec, incoming: Incoming) -> Volume:
+        shares = incoming.base is not None and pool.shares_with(incoming.base.pool)
+        planned = self._planned_copy(resolved(spec, incoming), incoming, shares=shares)
         if planned.fs_type == "btrfs":
             # Without a source it would be taken for a new one, which makes its own.
             planned = dataclasses.replace(planned, fs_uuid=str(uuid.uuid4()))
@@ -150,7 +164,7 @@ class Volumes:
         volume = pool.backend(planned).choose_identity(planned)
         self._admit(pool, volume)
         try:
-            self._build(pool, volume, origin)
+            volume = self._build(pool, volume, origin)
         except BaseException:
             pool.ledger.forget(volume)
             raise
@@ -195,7 +209,7 @@ class Volumes:
     def _admit(pool: Pool, volume: Volume) -> None:
         pool.promise(lambda: pool.ledger.admit(volume, pool.overcommit))
 
-    def _build(self, pool: Pool, volume: Volume, origin: Origin | Incoming | None) -> None:
+    def _build(self, pool: Pool, volume: Volume, origin: Origin | Incoming | None) -> Volume:
         with ExitStack() as undo, ExitStack() as opened:
             undo.callback(self._undo_build, pool, volume)
             object_fd = pool.store.begin(volume.volume_id)
@@ -208,7 +222,11 @@ class Volumes:
                 if origin is None:
                     pool.backend(volume).build(volume, object_fd)
                 elif isinstance(origin, Incoming):
-                    self._sources.receive(volume, origin, object_fd)
+                    content_id = self._sources.receive(volume, origin, object_fd)
+                    if origin.is_named:
+                        volume = dataclasses.replace(volume, content_id=content_id)
+                        records.replace_record(object_fd, volume)
+                        crash_point("create.content_named")
                 else:
                     self._sources.fill(volume, origin, object_fd, share=bool(volume.lineage))
             except OSError as cause:
@@ -217,6 +235,7 @@ class Volumes:
             pool.store.commit(volume.volume_id, object_fd)
             crash_point("create.committed")
             undo.pop_all()
+        return volume
 
     @staticmethod
     def _undo_build(pool: Pool, volume: Volume) -> None:

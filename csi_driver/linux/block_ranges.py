@@ -79,10 +79,14 @@ def allocated(fd: int, start: int, end: int) -> Told:
 
 
 def can_be_told_apart(base_fd: int, target_fd: int) -> bool:
-    """Whether `changed` can be asked of two files: both are on one filesystem, of a kind whose moves are known."""
-    if os.fstat(base_fd).st_dev != os.fstat(target_fd).st_dev:
-        return False
-    return btrfs.is_btrfs(base_fd) or statfs.magic(base_fd) == _XFS_SUPER_MAGIC
+    """Whether `changed` can be asked of two files, or of those in two directories.
+
+    Both are on one filesystem then, of a kind whose moves are known.
+    """
+    if btrfs.is_btrfs(base_fd):
+        # Each subvolume has a device number of its own.
+        return btrfs.is_btrfs(target_fd) and btrfs.filesystem_uuid(base_fd) == btrfs.filesystem_uuid(target_fd)
+    return os.fstat(base_fd).st_dev == os.fstat(target_fd).st_dev and statfs.magic(base_fd) == _XFS_SUPER_MAGIC
 
 
 def changed(base_fd: int, target_fd: int, base_end: int, start: int, end: int) -> Told:
@@ -120,7 +124,7 @@ def compared(base_fd: int, target_fd: int, base_end: int, start: int, end: int) 
         for at in range(data.start, stop, _STEP_BYTES):
             count = min(_STEP_BYTES, stop - at)
             old = os.pread(base_fd, max(0, min(count, base_end - at)), at).ljust(count, b"\0")
-            found.extend(_unequal(old, os.pread(target_fd, count, at).ljust(count, b"\0"), at))
+            found.extend(unequal(old, os.pread(target_fd, count, at).ljust(count, b"\0"), at))
         for fd in (base_fd, target_fd):
             # Read once: it need not push out what others use.
             os.posix_fadvise(fd, data.start, stop - data.start, os.POSIX_FADV_DONTNEED)
@@ -219,7 +223,7 @@ def _blocks(ranges: Iterable[Range | _Piece], size: int) -> list[Range]:
     return found
 
 
-def _unequal(old: bytes, new: bytes, offset: int) -> Iterator[Range]:
+def unequal(old: bytes, new: bytes, offset: int) -> Iterator[Range]:
     """The blocks in which two buffers of one length differ."""
     if old == new:
         return
@@ -227,8 +231,8 @@ def _unequal(old: bytes, new: bytes, offset: int) -> Iterator[Range]:
         yield Range(offset, offset + len(old))
         return
     middle = len(old) // 2 // BLOCK * BLOCK or BLOCK
-    yield from _unequal(old[:middle], new[:middle], offset)
-    yield from _unequal(old[middle:], new[middle:], offset + middle)
+    yield from unequal(old[:middle], new[:middle], offset)
+    yield from unequal(old[middle:], new[middle:], offset + middle)
 
 
 @contextmanager

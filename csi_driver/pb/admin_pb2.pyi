@@ -300,18 +300,20 @@ class ImportRequest(_message.Message):
     def __init__(self, options: _Optional[_Union[ImportOptions, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ImportOptions(_message.Message):
-    __slots__ = ("name", "pool", "provisioning", "quota", "size_bytes")
+    __slots__ = ("name", "pool", "provisioning", "quota", "size_bytes", "onto_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     PROVISIONING_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ONTO_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     pool: str
     provisioning: str
     quota: str
     size_bytes: int
-    def __init__(self, name: _Optional[str] = ..., pool: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    onto_id: str
+    def __init__(self, name: _Optional[str] = ..., pool: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ..., size_bytes: _Optional[int] = ..., onto_id: _Optional[str] = ...) -> None: ...
 
 class ImportResponse(_message.Message):
     __slots__ = ("volume_id", "name", "pool", "capacity_bytes")

@@ -177,7 +177,8 @@ def _import_options(asked: admin_pb2.ImportOptions) -> ImportOptions:
             raise InvalidField(field, value, " or ".join(kind))
     if asked.size_bytes < 0:
         raise InvalidField("size_bytes", asked.size_bytes, "0 or more")
-    return ImportOptions(asked.name, asked.pool, asked.provisioning, asked.quota, asked.size_bytes)
+    onto_id = parsing.volume_id(asked.onto_id, "onto_id") if asked.onto_id else ""
+    return ImportOptions(asked.name, asked.pool, asked.provisioning, asked.quota, asked.size_bytes, onto_id)
 
 
 def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:

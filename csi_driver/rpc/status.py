@@ -67,6 +67,7 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
     errors.TopologyUnsatisfiable: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TransferInterrupted: grpc.StatusCode.UNAVAILABLE,
     # On its way each part is checked: what is wrong here was sent so.
+    errors.OtherContent: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StreamDamaged: grpc.StatusCode.INTERNAL,
     errors.TransferLost: grpc.StatusCode.ABORTED,
     errors.TransferUnderWay: grpc.StatusCode.ABORTED,

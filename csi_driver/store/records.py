@@ -222,11 +222,13 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
     of_pod = {"pod": volume.pod} if volume.is_ephemeral else {}
     changes = {"becoming": volume.becoming, "created_as": volume.created_as}
     rollback = {"rollback": volume.rollback} if volume.rollback else {}
+    content = {"content_id": volume.content_id} if volume.content_id else {}
     return {
         **{key: _parameters_body(one) for key, one in changes.items() if one is not None},
         **of_pod,
         **growth,
         **rollback,
+        **content,
         "volume_id": volume.volume_id,
         "name": volume.name,
         "capacity_bytes": volume.capacity_bytes,
@@ -243,8 +245,10 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
 
 def _snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
     of_group = {"group": {"id": snapshot.group_snapshot_id, "pool": snapshot.group_pool}}
+    content = {"content_id": snapshot.content_id}
     return {
         **(of_group if snapshot.group_snapshot_id else {}),
+        **(content if snapshot.content_id else {}),
         "snapshot_id": snapshot.snapshot_id,
         "name": snapshot.name,
         "source_volume_id": snapshot.source_volume_id,
@@ -305,6 +309,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             becoming=_optional_parameters_from(body.get("becoming")),
             created_as=_optional_parameters_from(body.get("created_as")),
             rollback=str(body.get("rollback", "")),
+            content_id=str(body.get("content_id", "")),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause
@@ -325,6 +330,7 @@ def _snapshot_from(body: dict[str, Any], where: str) -> Snapshot:
             lineage=str(body["lineage"]),
             group_snapshot_id=str(body.get("group", _NO_GROUP)["id"]),
             group_pool=sys.intern(str(body.get("group", _NO_GROUP)["pool"])),
+            content_id=str(body.get("content_id", "")),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause

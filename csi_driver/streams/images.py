@@ -8,11 +8,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from csi_driver.errors import StreamDamaged
 from csi_driver.linux import holes
 from csi_driver.streams.frames import MAX_DATA_BYTES, Data, Record, Writer, Zeros
 from csi_driver.streams.header import Header
+
+_BLOCK: Final = 4096
 
 
 def stream(header: Header, content_fd: int) -> Iterator[bytes]:
@@ -34,6 +37,12 @@ def changes(header: Header, content_fd: int, ranges: Iterable[tuple[int, int]]) 
     """
     writer = Writer()
     yield writer.begin(header)
+    yield from parts(writer, content_fd, ranges)
+    yield writer.end()
+
+
+def parts(writer: Writer, content_fd: int, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """What a file has in these ranges, holes too."""
     for start, end in ranges:
         position = start
         for offset, behind in holes.data_ranges(content_fd, start, end):
@@ -43,7 +52,6 @@ def changes(header: Header, content_fd: int, ranges: Iterable[tuple[int, int]]) 
             position = behind
         if position < end:
             yield writer.zeros(position, end - position)
-    yield writer.end()
 
 
 def whole(writer: Writer, content_fd: int, size: int, *, start: int = 0) -> Iterator[bytes]:
@@ -93,7 +101,9 @@ class Applied:
         if isinstance(record, Data):
             _write(self._fd, record.content, record.offset)
         elif self._is_incremental:
-            holes.punch(self._fd, record.offset, length)
+            is_last = self._position == self._size
+            # A block that is only partly punched keeps its place.
+            holes.punch(self._fd, record.offset, length + (-self._size % _BLOCK if is_last else 0))
         else:
             raise StreamDamaged("a whole stream has records of an incremental one's")
 

@@ -1,34 +1,31 @@
-"""The content of a directory to and from records: everything below it, with all that files are; knows no volume.
+"""The content of a directory as records: everything below it, with all that files are; knows no volume.
 
-Kept: as by tree_copy. Names and targets of links are any bytes, written as Latin-1. The tree that is sent may be
-hostile, and so may the stream that is received: nothing is opened before it is known to be a file or a directory, no
-symbolic link is followed, no mount point crossed, no name with a slash made. Any depth takes the same number of
-descriptors.
+Kept: as by tree_copy. Names and targets of links are any bytes, written as Latin-1. The tree may be hostile: nothing is
+opened before it is known to be a file or a directory, no symbolic link is followed, no mount point crossed. Any depth
+takes the same number of descriptors.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from csi_driver.errors import StreamDamaged
+from csi_driver.linux import block_ranges, file_differences
 from csi_driver.linux.paths import open_beneath
-from csi_driver.streams import images
-from csi_driver.streams.frames import Attribute, Data, Entry, Leave, Record, Writer
+from csi_driver.streams import bases, images
+from csi_driver.streams.frames import Writer
 from csi_driver.streams.header import Header
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW
 _LIST: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NOATIME: whoever is sent is not marked by it.
 _READ: Final = os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_KINDS: Final = {
+KINDS: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
     stat.S_IFLNK: "symbolic link",
@@ -37,8 +34,6 @@ _KINDS: Final = {
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
 }
-_FORMATS: Final = {kind: number for number, kind in _KINDS.items()}
-_FIELDS: Final = ("mode", "uid", "gid", "atime", "mtime", "size", "device")
 
 
 def stream(header: Header, content_fd: int) -> Iterator[bytes]:
@@ -46,9 +41,28 @@ def stream(header: Header, content_fd: int) -> Iterator[bytes]:
 
     Raises: OSError naming the place: EBUSY: a mount point is inside; EIO.
     """
+    yield from _streamed(header, content_fd, None)
+
+
+def changes(header: Header, content_fd: int, base_fd: int, *, shares: bool) -> Iterator[bytes]:
+    """The stream of a directory relative to its base: all names and what they are, and the data that differ.
+
+    A file's base is the file at the same place there, whatever it is called elsewhere. `shares`: the two may share
+    blocks. Nobody may write to either meanwhile.
+
+    Raises: OSError naming the place, as `stream`.
+    """
+    base = _Base(base_fd, by_place=shares and block_ranges.can_be_told_apart(base_fd, content_fd))
+    try:
+        yield from _streamed(header, content_fd, base)
+    finally:
+        base.close()
+
+
+def _streamed(header: Header, content_fd: int, base: _Base | None) -> Iterator[bytes]:
     writer = Writer()
     yield writer.begin(header)
-    walk = _Walk(writer, content_fd)
+    walk = _Walk(writer, content_fd, base)
     try:
         yield from walk.run()
     finally:
@@ -56,20 +70,27 @@ def stream(header: Header, content_fd: int) -> Iterator[bytes]:
     yield writer.end()
 
 
-def receive(records: Iterable[Record], target_fd: int, *, progress: Callable[[int], None]) -> None:
-    """Make everything that a directory's records say in the empty directory `target_fd`, which gets the attributes too.
+class _Base(bases.Place):
+    """The base of a stream that is sent."""
 
-    `progress` is told the bytes of data so far; what it raises ends it. Nothing is synced.
+    def __init__(self, top_fd: int, *, by_place: bool) -> None:
+        super().__init__(top_fd)
+        self.by_place = by_place
+        self._used: set[tuple[int, int]] = set()
 
-    Raises: StreamDamaged; OSError: ENOSPC, EDQUOT, EIO; whatever `records` raises.
-    """
-    building = _Building(target_fd, progress)
-    try:
-        for record in records:
-            building.take(record)
-        building.finish()
-    finally:
-        building.close()
+    def of(self, name: str) -> int:
+        """As `file`, but a file of several names once only: whoever receives may have moved it by then."""
+        content_fd = self.file(name)
+        if content_fd < 0:
+            return content_fd
+        found = os.fstat(content_fd)
+        inode = (found.st_dev, found.st_ino)
+        if found.st_size and inode not in self._used:
+            if found.st_nlink > 1:
+                self._used.add(inode)
+            return content_fd
+        os.close(content_fd)
+        return -1
 
 
 @dataclass(slots=True)
@@ -84,8 +105,9 @@ class _Level:
 class _Walk:
     """The sending under way."""
 
-    def __init__(self, writer: Writer, content_fd: int) -> None:
+    def __init__(self, writer: Writer, content_fd: int, base: _Base | None) -> None:
         self._writer = writer
+        self._base = base
         self._here = os.dup(content_fd)
         self._levels: list[_Level] = []
         # Files with several names: which link number each has.
@@ -110,7 +132,7 @@ class _Walk:
         yield self._writer.entry(_described(name, found))
         yield from self._attributes(f"/proc/self/fd/{self._here}")
         # Opened anew: on btrfs a descriptor lists only what there was when it was opened.
-        listed = os.open(".", _LIST, dir_fd=self._here)
+        listed = os.open(".", _LIST | os.O_NOATIME, dir_fd=self._here)
         try:
             names = sorted(os.listdir(listed), reverse=True)
         finally:
@@ -118,6 +140,8 @@ class _Walk:
         self._levels.append(_Level(name, found, names))
 
     def _ascend(self, parent: _Level) -> None:
+        if self._base is not None:
+            self._base.leave()
         above = os.open("..", _LIST, dir_fd=self._here)
         os.close(self._here)
         self._here = above
@@ -134,6 +158,8 @@ class _Walk:
                     below = self._open(name, _LIST)
                     os.close(self._here)
                     self._here = below
+                    if self._base is not None:
+                        self._base.enter(name)
                     yield from self._enter(name, os.fstat(below))
                 else:
                     yield from self._file(name, looked, found)
@@ -154,18 +180,36 @@ class _Walk:
                 return
         if stat.S_ISLNK(found.st_mode):
             described["target"] = _text(os.readlink("", dir_fd=looked))
-        yield self._writer.entry(described)
-        yield from self._attributes(f"/proc/self/fd/{looked}")
+        path = f"/proc/self/fd/{looked}"
         if stat.S_ISREG(found.st_mode) and found.st_size:
-            content_fd = os.open(f"/proc/self/fd/{looked}", _READ)
-            try:
-                yield from images.whole(self._writer, content_fd, found.st_size)
-            finally:
-                os.close(content_fd)
+            yield from self._content(name, path, described)
+        else:
+            yield self._writer.entry(described)
+            yield from self._attributes(path)
         yield self._writer.leave()
+
+    def _content(self, name: str, path: str, described: dict[str, object]) -> Iterator[bytes]:
+        content_fd = os.open(path, _READ)
+        base_fd = self._base.of(name) if self._base is not None else -1
+        try:
+            if base_fd >= 0:
+                described["from_base"] = True
+            yield self._writer.entry(described)
+            yield from self._attributes(path)
+            if self._base is None or base_fd < 0:
+                yield from images.whole(self._writer, content_fd, os.fstat(content_fd).st_size)
+            else:
+                ranges = file_differences.differing(base_fd, content_fd, by_place=self._base.by_place)
+                yield from images.parts(self._writer, content_fd, ranges)
+        finally:
+            os.close(content_fd)
+            if base_fd >= 0:
+                os.close(base_fd)
 
     def _attributes(self, path: str) -> Iterator[bytes]:
         for name in os.listxattr(path):
+            if name.startswith(bases.ACL_OF_XFS):
+                continue
             with suppress(FileNotFoundError):
                 yield self._writer.attribute(os.fsencode(name), os.getxattr(path, name))
 
@@ -184,169 +228,10 @@ class _Walk:
         return OSError(error.errno, error.strerror, place)
 
 
-@dataclass(slots=True)
-class _Open:
-    """What was entered and not yet left. `content_fd`: of a file."""
-
-    name: str
-    kind: str
-    numbers: dict[str, int]
-    attributes: list[Attribute] = field(default_factory=list)
-    content_fd: int = -1
-    applied: images.Applied | None = None
-
-
-class _Building:
-    """The receiving under way: where it is, and what is open there."""
-
-    def __init__(self, target_fd: int, progress: Callable[[int], None]) -> None:
-        self._top = target_fd
-        self._here = os.dup(target_fd)
-        self._progress = progress
-        self._open: list[_Open] = []
-        self._is_done = False
-        self._done_bytes = 0
-        # Inside the target, so that it is of the same project: a link between two is refused.
-        self._links = f".links-{secrets.token_hex(8)}"
-        self._links_fd = -1
-
-    def close(self) -> None:
-        for opened in self._open:
-            if opened.content_fd >= 0:
-                os.close(opened.content_fd)
-        for fd in (self._here, self._links_fd):
-            if fd >= 0:
-                os.close(fd)
-
-    def take(self, record: Record) -> None:
-        if isinstance(record, Entry):
-            self._enter(record.fields)
-        elif self._is_done or not self._open:
-            raise StreamDamaged("a record of a directory's stream stands outside of any entry")
-        elif isinstance(record, Attribute):
-            self._open[-1].attributes.append(record)
-        elif isinstance(record, Data):
-            self._write(record)
-        elif isinstance(record, Leave):
-            self._leave()
-        else:
-            raise StreamDamaged("a directory's stream has records of an incremental one's")
-
-    def finish(self) -> None:
-        if not self._is_done:
-            raise StreamDamaged("the directory is not complete")
-
-    def _enter(self, fields: dict[str, object]) -> None:
-        is_first = not self._open and not self._is_done
-        if not is_first and (self._is_done or self._open[-1].kind != "directory"):
-            raise StreamDamaged("an entry stands in no directory")
-        kind = str(fields.get("kind"))
-        name = "" if is_first else _name(fields.get("name"))
-        if is_first and kind != "directory":
-            raise StreamDamaged("a directory's stream does not begin with one")
-        numbers = {} if kind == "link" else {key: _number(fields.get(key)) for key in _FIELDS}
-        opened = _Open(name, kind, numbers)
-        if not is_first:
-            self._make(opened, fields)
-        self._open.append(opened)
-
-    def _make(self, opened: _Open, fields: dict[str, object]) -> None:
-        name, kind = opened.name, opened.kind
-        link = _number(fields.get("link", 0))
-        if kind == "link":
-            os.link(str(link), name, src_dir_fd=self._linked(), dst_dir_fd=self._here, follow_symlinks=False)
-            return
-        if kind == "directory":
-            os.mkdir(name, 0o700, dir_fd=self._here)
-            below = os.open(name, _LIST, dir_fd=self._here)
-            os.close(self._here)
-            self._here = below
-            return
-        if kind == "file":
-            opened.content_fd = os.open(name, _NEW, 0o600, dir_fd=self._here)
-            os.ftruncate(opened.content_fd, opened.numbers["size"])
-            opened.applied = images.Applied(opened.content_fd, opened.numbers["size"], is_incremental=False)
-        elif kind == "symbolic link":
-            os.symlink(_bytes(fields.get("target")), os.fsencode(name), dir_fd=self._here)
-        elif kind in _FORMATS:
-            os.mknod(name, _FORMATS[kind] | 0o600, opened.numbers["device"], dir_fd=self._here)
-        else:
-            raise StreamDamaged(f"an entry is of an unknown kind ({kind[:40]!r})")
-        if link:
-            os.link(name, str(link), src_dir_fd=self._here, dst_dir_fd=self._linked(), follow_symlinks=False)
-
-    def _write(self, record: Data) -> None:
-        applied = self._open[-1].applied
-        if applied is None:
-            raise StreamDamaged("there are data of what is no file")
-        applied.apply(record)
-        self._done_bytes += len(record.content)
-        self._progress(self._done_bytes)
-
-    def _leave(self) -> None:
-        opened = self._open.pop()
-        if opened.kind == "directory":
-            self._leave_directory(opened)
-        elif opened.kind == "file":
-            try:
-                _keep(opened.content_fd, opened)
-            finally:
-                os.close(opened.content_fd)
-        elif opened.kind != "link":
-            self._keep_special(opened)
-
-    def _leave_directory(self, opened: _Open) -> None:
-        if not self._open:
-            self._drop_links()
-            self._is_done = True
-        _keep(self._here, opened)
-        if self._open:
-            above = os.open("..", _LIST, dir_fd=self._here)
-            os.close(self._here)
-            self._here = above
-
-    def _keep_special(self, opened: _Open) -> None:
-        name, numbers = opened.name, opened.numbers
-        os.chown(name, numbers["uid"], numbers["gid"], dir_fd=self._here, follow_symlinks=False)
-        if opened.kind != "symbolic link":
-            os.chmod(name, numbers["mode"], dir_fd=self._here)
-        for attribute in opened.attributes:
-            path = f"/proc/self/fd/{self._here}/{name}"
-            os.setxattr(path, attribute.name, attribute.content, follow_symlinks=False)
-        os.utime(name, ns=(numbers["atime"], numbers["mtime"]), dir_fd=self._here, follow_symlinks=False)
-
-    def _linked(self) -> int:
-        if self._links_fd < 0:
-            os.mkdir(self._links, 0o700, dir_fd=self._top)
-            self._links_fd = os.open(self._links, _LIST, dir_fd=self._top)
-        return self._links_fd
-
-    def _drop_links(self) -> None:
-        if self._links_fd < 0:
-            return
-        links_fd = os.open(self._links, _LIST, dir_fd=self._top)
-        try:
-            for name in os.listdir(links_fd):
-                os.unlink(name, dir_fd=links_fd)
-        finally:
-            os.close(links_fd)
-        os.rmdir(self._links, dir_fd=self._top)
-
-
-def _keep(fd: int, opened: _Open) -> None:
-    """Owner, mode, attributes and times, in the order in which they undo each other."""
-    numbers = opened.numbers
-    os.fchown(fd, numbers["uid"], numbers["gid"])
-    os.fchmod(fd, numbers["mode"])
-    for attribute in opened.attributes:
-        os.setxattr(fd, attribute.name, attribute.content)
-    os.utime(fd, ns=(numbers["atime"], numbers["mtime"]))
-
-
 def _described(name: str, found: os.stat_result) -> dict[str, object]:
     return {
         "name": _text(name),
-        "kind": _KINDS[stat.S_IFMT(found.st_mode)],
+        "kind": KINDS[stat.S_IFMT(found.st_mode)],
         "mode": stat.S_IMODE(found.st_mode),
         "uid": found.st_uid,
         "gid": found.st_gid,
@@ -359,25 +244,3 @@ def _described(name: str, found: os.stat_result) -> dict[str, object]:
 
 def _text(name: str) -> str:
     return os.fsencode(name).decode("latin-1")
-
-
-def _bytes(value: object) -> bytes:
-    try:
-        if isinstance(value, str) and value and "\0" not in value:
-            return value.encode("latin-1")
-    except UnicodeEncodeError:
-        pass
-    raise StreamDamaged("an entry has a name that cannot be")
-
-
-def _name(value: object) -> str:
-    name = _bytes(value)
-    if name in (b".", b"..") or b"/" in name:
-        raise StreamDamaged("an entry has a name that cannot be")
-    return os.fsdecode(name)
-
-
-def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 63:
-        raise StreamDamaged("an entry has a number that cannot be")
-    return value

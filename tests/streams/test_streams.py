@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from csi_driver.errors import StreamDamaged
-from csi_driver.streams import frames, images, trees
+from csi_driver.streams import frames, images, tree_building, trees
 from csi_driver.streams.frames import Reader, Writer
 from csi_driver.streams.header import Header
 
@@ -70,7 +70,7 @@ def received(chunks: Iterable[bytes], where: Path) -> Path:
         target.mkdir()
         fd = os.open(target, os.O_RDONLY)
         try:
-            trees.receive(reader, fd, progress=_nothing)
+            tree_building.receive(reader, fd, progress=_nothing)
         finally:
             os.close(fd)
     return target

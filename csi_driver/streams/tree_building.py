@@ -1,0 +1,238 @@
+"""A directory made of the records of a stream; knows no volume.
+
+The stream may be hostile: what it makes is new, no symbolic link is followed, and no name with a slash made. Any depth
+takes the same number of descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from csi_driver.errors import StreamDamaged
+from csi_driver.streams import bases, images
+from csi_driver.streams.frames import Attribute, Data, Entry, Leave, Record, Zeros
+from csi_driver.streams.trees import KINDS
+
+_LIST: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FORMATS: Final = {kind: number for number, kind in KINDS.items()}
+_FIELDS: Final = ("mode", "uid", "gid", "atime", "mtime", "size", "device")
+
+
+def receive(
+    records: Iterable[Record], target_fd: int, *, progress: Callable[[int], None], base: bases.Taken | None = None
+) -> None:
+    """Make everything that a directory's records say in the empty directory `target_fd`, which gets the attributes too.
+
+    `base`: what a relative stream refers to, which the caller closes. `progress` is told the bytes of data so far; what
+    it raises ends it. Nothing is synced.
+
+    Raises: StreamDamaged; OSError: ENOSPC, EDQUOT, EIO; whatever `records` raises.
+    """
+    building = _Building(target_fd, progress, base)
+    try:
+        for record in records:
+            building.take(record)
+        building.finish()
+    finally:
+        building.close()
+
+
+@dataclass(slots=True)
+class _Open:
+    """What was entered and not yet left. `content_fd`: of a file."""
+
+    name: str
+    kind: str
+    numbers: dict[str, int]
+    attributes: list[Attribute] = field(default_factory=list)
+    content_fd: int = -1
+    applied: images.Applied | None = None
+
+
+class _Building:
+    """The receiving under way: where it is, and what is open there."""
+
+    def __init__(self, target_fd: int, progress: Callable[[int], None], base: bases.Taken | None) -> None:
+        self._top = target_fd
+        self._base = base
+        self._here = os.dup(target_fd)
+        self._progress = progress
+        self._open: list[_Open] = []
+        self._is_done = False
+        self._done_bytes = 0
+        # Inside the target, so that it is of the same project: a link between two is refused.
+        self._links = f".links-{secrets.token_hex(8)}"
+        self._links_fd = -1
+
+    def close(self) -> None:
+        for opened in self._open:
+            if opened.content_fd >= 0:
+                os.close(opened.content_fd)
+        for fd in (self._here, self._links_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def take(self, record: Record) -> None:
+        if isinstance(record, Entry):
+            self._enter(record.fields)
+        elif self._is_done or not self._open:
+            raise StreamDamaged("a record of a directory's stream stands outside of any entry")
+        elif isinstance(record, Attribute):
+            self._open[-1].attributes.append(record)
+        elif isinstance(record, Leave):
+            self._leave()
+        else:
+            self._write(record)
+
+    def finish(self) -> None:
+        if not self._is_done:
+            raise StreamDamaged("the directory is not complete")
+
+    def _enter(self, fields: dict[str, object]) -> None:
+        is_first = not self._open and not self._is_done
+        if not is_first and (self._is_done or self._open[-1].kind != "directory"):
+            raise StreamDamaged("an entry stands in no directory")
+        kind = str(fields.get("kind"))
+        name = "" if is_first else _name(fields.get("name"))
+        if is_first and kind != "directory":
+            raise StreamDamaged("a directory's stream does not begin with one")
+        numbers = {} if kind == "link" else {key: _number(fields.get(key)) for key in _FIELDS}
+        opened = _Open(name, kind, numbers)
+        if not is_first:
+            self._make(opened, fields)
+        self._open.append(opened)
+
+    def _make(self, opened: _Open, fields: dict[str, object]) -> None:
+        name, kind = opened.name, opened.kind
+        link = _number(fields.get("link", 0))
+        if kind == "link":
+            os.link(str(link), name, src_dir_fd=self._linked(), dst_dir_fd=self._here, follow_symlinks=False)
+            return
+        if kind == "directory":
+            os.mkdir(name, 0o700, dir_fd=self._here)
+            below = os.open(name, _LIST, dir_fd=self._here)
+            os.close(self._here)
+            self._here = below
+            if self._base is not None:
+                self._base.enter(name)
+            return
+        if kind == "file":
+            self._make_file(opened, is_from_base=bool(fields.get("from_base")))
+        elif kind == "symbolic link":
+            os.symlink(_bytes(fields.get("target")), os.fsencode(name), dir_fd=self._here)
+        elif kind in _FORMATS:
+            os.mknod(name, _FORMATS[kind] | 0o600, opened.numbers["device"], dir_fd=self._here)
+        else:
+            raise StreamDamaged(f"an entry is of an unknown kind ({kind[:40]!r})")
+        if link:
+            os.link(name, str(link), src_dir_fd=self._here, dst_dir_fd=self._linked(), follow_symlinks=False)
+
+    def _make_file(self, opened: _Open, *, is_from_base: bool) -> None:
+        size = opened.numbers["size"]
+        if size < 0:
+            raise StreamDamaged("a file has a size that cannot be")
+        if not is_from_base:
+            opened.content_fd = os.open(opened.name, _NEW, 0o600, dir_fd=self._here)
+        elif self._base is None:
+            raise StreamDamaged("a whole stream has a file that an incremental one's has")
+        else:
+            opened.content_fd = self._base.take(opened.name, self._here, size)
+        os.ftruncate(opened.content_fd, size)
+        opened.applied = images.Applied(opened.content_fd, size, is_incremental=is_from_base)
+
+    def _write(self, record: Data | Zeros) -> None:
+        applied = self._open[-1].applied
+        if applied is None:
+            raise StreamDamaged("there are data of what is no file")
+        applied.apply(record)
+        if isinstance(record, Data):
+            self._done_bytes += len(record.content)
+            self._progress(self._done_bytes)
+
+    def _leave(self) -> None:
+        opened = self._open.pop()
+        if opened.kind == "directory":
+            self._leave_directory(opened)
+        elif opened.kind == "file":
+            try:
+                _keep(opened.content_fd, opened)
+            finally:
+                os.close(opened.content_fd)
+        elif opened.kind != "link":
+            self._keep_special(opened)
+
+    def _leave_directory(self, opened: _Open) -> None:
+        if self._base is not None:
+            self._base.leave()
+        if not self._open:
+            self._drop_links()
+            self._is_done = True
+        _keep(self._here, opened)
+        if self._open:
+            above = os.open("..", _LIST, dir_fd=self._here)
+            os.close(self._here)
+            self._here = above
+
+    def _keep_special(self, opened: _Open) -> None:
+        name, numbers = opened.name, opened.numbers
+        os.chown(name, numbers["uid"], numbers["gid"], dir_fd=self._here, follow_symlinks=False)
+        if opened.kind != "symbolic link":
+            os.chmod(name, numbers["mode"], dir_fd=self._here)
+        for attribute in opened.attributes:
+            path = f"/proc/self/fd/{self._here}/{name}"
+            os.setxattr(path, attribute.name, attribute.content, follow_symlinks=False)
+        os.utime(name, ns=(numbers["atime"], numbers["mtime"]), dir_fd=self._here, follow_symlinks=False)
+
+    def _linked(self) -> int:
+        if self._links_fd < 0:
+            os.mkdir(self._links, 0o700, dir_fd=self._top)
+            self._links_fd = os.open(self._links, _LIST, dir_fd=self._top)
+        return self._links_fd
+
+    def _drop_links(self) -> None:
+        if self._links_fd < 0:
+            return
+        links_fd = os.open(self._links, _LIST, dir_fd=self._top)
+        try:
+            for name in os.listdir(links_fd):
+                os.unlink(name, dir_fd=links_fd)
+        finally:
+            os.close(links_fd)
+        os.rmdir(self._links, dir_fd=self._top)
+
+
+def _keep(fd: int, opened: _Open) -> None:
+    """Owner, mode, attributes and times, in the order in which they undo each other."""
+    numbers = opened.numbers
+    os.fchown(fd, numbers["uid"], numbers["gid"])
+    os.fchmod(fd, numbers["mode"])
+    for attribute in opened.attributes:
+        os.setxattr(fd, attribute.name, attribute.content)
+    os.utime(fd, ns=(numbers["atime"], numbers["mtime"]))
+
+
+def _bytes(value: object) -> bytes:
+    try:
+        if isinstance(value, str) and value and "\0" not in value:
+            return value.encode("latin-1")
+    except UnicodeEncodeError:
+        pass
+    raise StreamDamaged("an entry has a name that cannot be")
+
+
+def _name(value: object) -> str:
+    name = _bytes(value)
+    if name in (b".", b"..") or b"/" in name:
+        raise StreamDamaged("an entry has a name that cannot be")
+    return os.fsdecode(name)
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 63:
+        raise StreamDamaged("an entry has a number that cannot be")
+    return value
