@@ -526,8 +526,8 @@ class OtherContent(HostvolError):
     def __init__(self, object_id: str, held: Sequence[str], wanted: str) -> None:
         has = f"{object_id} holds {' and '.join(held)}" if held else f"nobody knows what {object_id} holds any more"
         super().__init__(
-            f"onto: the stream is relative to {wanted}, and {has}; name a snapshot that was taken of what was imported "
-            "before anybody used it, or send the whole stream first"
+            f"onto_id: the stream is relative to {wanted}, and {has}; name a snapshot that was taken of what was "
+            "imported before anybody used it, or send the whole stream first"
         )
 
 

@@ -10,12 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 from random import Random
 
-from csi_driver.linux import extents, holes
+from csi_driver.linux import btrfs, extents, holes
 from tests.harness import run
 
 _BLOCK = 4096
 # A default ACL that gives another user everything (struct posix_acl_xattr_header and entries).
-_ACL = bytes.fromhex(
+ACL = bytes.fromhex(
     "0200000001000700ffffffff02000700e8030000040005 00ffffffff10000700ffffffff20000500ffffffff".replace(" ", "")
 )
 
@@ -65,7 +65,12 @@ def _content(path: Path) -> tuple[object, ...]:
     fd = os.open(path, os.O_RDONLY | os.O_NOATIME)
     try:
         state = os.fstat(fd)
-        return state.st_size, state.st_atime_ns, _data(fd, state.st_size), hashlib.sha256(os.pread(fd, state.st_size, 0)).hexdigest()
+        return (
+            state.st_size,
+            state.st_atime_ns,
+            _data(fd, state.st_size),
+            hashlib.sha256(os.pread(fd, state.st_size, 0)).hexdigest(),
+        )
     finally:
         os.close(fd)
 
@@ -73,13 +78,16 @@ def _content(path: Path) -> tuple[object, ...]:
 def _data(fd: int, size: int) -> list[list[int]]:
     """Where it has data, by its extent map: SEEK_DATA takes for data what XFS has only preallocated to copy to."""
     found: list[list[int]] = []
-    for one in extents.mapped(fd, end=size, sync=True):
-        if one.is_unwritten:
+    # A btrfs gives a block of zeros to the end of a file that grows, also where it was a hole.
+    does_zero = btrfs.is_btrfs(fd)
+    written = [one for one in extents.mapped(fd, end=size, sync=True) if not one.is_unwritten]
+    for at in [at for one in written for at in range(one.logical, one.end, _BLOCK)]:
+        if does_zero and not any(os.pread(fd, _BLOCK, at)):
             continue
-        if found and found[-1][1] == one.logical:
-            found[-1][1] = one.end
+        if found and found[-1][1] == at:
+            found[-1][1] += _BLOCK
         else:
-            found.append([one.logical, one.end])
+            found.append([at, at + _BLOCK])
     return found
 
 
@@ -139,7 +147,9 @@ class Gardener:
             os.symlink(self.random.choice(["/etc/passwd", "..", "nowhere", "\udcff"]), path)
         elif kind == "special":
             device = os.makedev(1, self.random.randrange(3, 9))
-            os.mknod(path, self.random.choice((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)) | 0o640, device)
+            os.mknod(
+                path, self.random.choice((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)) | 0o640, device
+            )
         elif kind == "hard link" and files:
             os.link(self.random.choice(files), path)
         else:
@@ -229,7 +239,7 @@ class Gardener:
             if self.random.random() < 0.4:
                 os.setxattr(path, "trusted.mark", self.random.randbytes(self.random.randrange(1, 100)))
             if path.is_dir() and self.random.random() < 0.3:
-                os.setxattr(path, "system.posix_acl_default", _ACL)
+                os.setxattr(path, "system.posix_acl_default", ACL)
         times = self.random.randrange(1 << 60), self.random.randrange(1 << 60)
         os.utime(path, ns=times, follow_symlinks=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from csi_driver.model import (
 )
 
 Value = TypeVar("Value", str, int)
+_ONTO = "onto_id"
 
 
 class _Described(Protocol):
@@ -121,6 +123,24 @@ class Sources:
             except (SnapshotNotFound, VolumeNotFound) as cause:
                 raise SourceNotFound(f"volume_content_source.{source.kind}", source.object_id) from cause
             yield origin
+
+    @contextmanager
+    def based(self, incoming: Incoming, source: ContentSource) -> Iterator[None]:
+        """The source is held as what the incoming stream is applied to.
+
+        Raises: OtherContent when it is not what the stream is relative to; InvalidField for another node's; as `held`.
+        """
+        if self.is_elsewhere(source):
+            raise InvalidField(_ONTO, source.object_id, f"a snapshot or volume of this node ({self._node_id})")
+        with ExitStack() as held:
+            try:
+                # Whoever sends a stream does not wait until a snapshot is copied.
+                origin = held.enter_context(self.held(source, time.monotonic()))
+            except SourceNotFound as cause:
+                raise SourceNotFound(_ONTO, source.object_id) from cause
+            _require_base(source.object_id, origin.described, incoming)
+            incoming.base = origin
+            yield
 
     def is_elsewhere(self, source: ContentSource) -> bool:
         """Whether the source is another node's."""
@@ -242,7 +262,7 @@ def resolved(spec: VolumeSpec, origin: Origin | Incoming) -> VolumeSpec:
     return dataclasses.replace(spec, parameters=dataclasses.replace(asked, block_size=block_size))
 
 
-def require_base(object_id: str, held: _Described, incoming: Incoming) -> None:
+def _require_base(object_id: str, held: _Described, incoming: Incoming) -> None:
     """Refuse to apply a stream to anything but what it is relative to.
 
     Raises: OtherContent; StreamDamaged when it says that it is of another kind than that.

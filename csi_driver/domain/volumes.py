@@ -23,7 +23,7 @@ from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.pools import Pool, Pools
-from csi_driver.domain.sources import Origin, Sources, require_base, resolved
+from csi_driver.domain.sources import Origin, Sources, resolved
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.trash import Trash, mark_of
 from csi_driver.durations import human_seconds
@@ -147,9 +147,7 @@ class Volumes:
         pool.require_present()
         if base is None:
             return self._received(pool, spec, incoming)
-        with self._sources.held(base, time.monotonic()) as origin:
-            require_base(base.object_id, origin.described, incoming)
-            incoming.base = origin
+        with self._sources.based(incoming, base):
             return self._received(pool, spec, incoming)
 
     def _received(self, pool: Pool, spec: VolumeSpec, incoming: Incoming) -> Volume:
