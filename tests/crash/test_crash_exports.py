@@ -1,6 +1,8 @@
 """The driver is killed at every step of an export and of an import.
 
-- Killed at any step of an import and started again, the volume is there whole or not at all; the same stream makes it.
+- Killed at any step of an import and started again, the volume is there whole or not at all; the same stream makes it,
+  also onto a snapshot, which stays as it is.
+- Killed when it is staged for the first time, a volume is known for what was imported only if nobody could write to it.
 - Nothing is left of one that was half-built, nor of the cut that an export of a volume in use makes.
 """
 
@@ -19,16 +21,19 @@ from csi_driver.errors import CallFailed
 from csi_driver.rpc.client import Client
 from tests.crash.lane import numbered, wait_until
 from tests.crash.tally import Tally
-from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload
+from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, Workload
 
 KINDS: dict[str, dict[str, Any]] = {
     "image": {"block": True, "size_bytes": 16 * MIB},
     "directory": {"parameters": DIRECTORY, "size_bytes": 16 * MIB},
 }
-OPERATIONS = ("export", "import")
+OPERATIONS = ("export", "import", "onto")
 MATRIX = [pytest.param(kind, operation, id=f"{kind}-{operation}") for kind in KINDS for operation in OPERATIONS]
+MATRIX.append(pytest.param("directory", "stage", id="directory-stage"))
 # The rest of an import is every create's.
-WANTED = ("transfer.", "image.received", "image.receiving", "image.followed", "directory.received", "create.", "move.")
+WANTED = ("transfer.", "image.rec", "image.followed", "directory.rec", "directory.follow", "create.", "move.")
+# What is otherwise when it begins with a copy.
+WANTED_ONTO = ("image.shared", "image.received", "directory.received", "create.content", "create.committed")
 
 
 class Scene:
@@ -52,7 +57,8 @@ class Scene:
         return volume.volume_id
 
     def content(self, volume_id: str) -> Path:
-        [found] = [path for path in (self.driver.pool / "volumes" / volume_id).iterdir() if path.name != "record.json"]
+        room = "snapshots" if volume_id.startswith("snap-") else "volumes"
+        [found] = [path for path in (self.driver.pool / room / volume_id).iterdir() if path.name != "record.json"]
         return found
 
     def passed(self) -> list[str]:
@@ -71,24 +77,30 @@ class Scene:
         finally:
             client.close()
 
-    def followed(self, volume_id: str) -> bytes:
-        """A whole stream and one that is relative to it."""
-        cuts, client = [], Client(self.driver.endpoint)
+    def cuts(self, volume_id: str) -> list[str]:
+        """Two snapshots, and something written between them."""
+        cuts = []
+        place = self.content(volume_id)
         for number in range(2):
-            with self.content(volume_id).open("r+b") as file:
+            with (place if place.is_file() else place / "file").open("r+b") as file:
                 file.seek(number * 4 * MIB)
                 file.write(os.urandom(8192))
             made = self.driver.call("CreateSnapshot", name=f"{volume_id}-{number}", source_volume_id=volume_id)
             cuts.append(made.snapshot.snapshot_id)
+        return cuts
+
+    def relative(self, cuts: list[str]) -> bytes:
+        client = Client(self.driver.endpoint)
         try:
-            return self.exported(cuts[0]) + b"".join(client.export(cuts[1], cuts[0]))
+            return b"".join(client.export(cuts[1], cuts[0]))
         finally:
             client.close()
 
-    def imported(self, stream: bytes, name: str) -> str:
+    def imported(self, stream: bytes, name: str, onto_id: str = "") -> str:
         client = Client(self.driver.endpoint)
         try:
-            return str(client.import_volume(iter([stream[:MIB], stream[MIB:]]), {"name": name})["volume_id"])
+            options = {"name": name, "onto_id": onto_id}
+            return str(client.import_volume(iter([stream[:MIB], stream[MIB:]]), options)["volume_id"])
         finally:
             client.close()
 
@@ -121,33 +133,60 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 @pytest.mark.parametrize(("kind", "operation"), MATRIX)
 def test_the_driver_is_killed_at_every_step(kind: str, operation: str, scene: Scene, tally: Tally) -> None:
     source = scene.source(kind, operation)
+    if operation == "stage":
+        _staged(scene, source, tally)
+        return
+    cuts = [] if operation == "export" else scene.cuts(source)
+    onto = cuts[0] if operation == "onto" else ""
+    told = digest(scene.content(source))
     scene.passed()
-    stream = scene.followed(source) if (kind, operation) == ("image", "import") else scene.exported(source)
-    if operation == "import":
+    if operation == "export":
+        stream = scene.exported(source)
+    else:
+        stream = (b"" if onto else scene.exported(cuts[0])) + scene.relative(cuts)
+        base = digest(scene.content(cuts[0]))
         scene.passed()
-        scene.imported(stream, f"{kind}-first")
+        scene.imported(stream, f"{kind}-{operation}-first", onto)
     points = scene.passed()
     tally.meet(f"exports {kind} {operation}", points)
-    wanted = [point for point in points if point.startswith(WANTED)]
+    wanted = [point for point in points if point.startswith(WANTED_ONTO if onto else WANTED)]
     assert wanted
     for number, point in enumerate(wanted):
-        name = f"{kind}-{number}"
+        name = f"{kind}-{operation}-{number}"
         scene.arm(point)
         with pytest.raises(CallFailed):
-            scene.exported(source) if operation == "export" else scene.imported(stream, name)
+            scene.exported(source) if operation == "export" else scene.imported(stream, name, onto)
         scene.restarted()
         if operation == "export":
             assert scene.exported(source)
             tally.count(held=True)
             continue
         try:
-            copy = scene.imported(stream, name)
+            copy = scene.imported(stream, name, onto)
         except CallFailed as failure:
             assert failure.code == "ALREADY_EXISTS", point
             copy = _named(scene, name)
-        assert digest(scene.content(copy)) == digest(scene.content(source)), point
+        assert (digest(scene.content(copy)), digest(scene.content(cuts[0]))) == (told, base), point
         scene.driver.call("DeleteVolume", volume_id=copy)
         tally.count(held=True)
+
+
+def _staged(scene: Scene, source: str, tally: Tally) -> None:
+    cuts = scene.cuts(source)
+    stream = scene.relative(cuts)
+    copy = Workload(scene.driver, "staged", **KINDS["directory"])
+    copy.volume_id = scene.imported(scene.exported(cuts[0]), copy.name)
+    scene.passed()
+    scene.arm("stage.disowned")
+    with pytest.raises(Failure):
+        copy.stage()
+    tally.meet("exports directory stage", scene.passed())
+    scene.restarted()
+    with pytest.raises(CallFailed, match="nobody knows"):
+        scene.imported(stream, "onto-staged", copy.volume_id)
+    copy.stage()
+    copy.unstage()
+    tally.count(held=True)
 
 
 def _named(scene: Scene, name: str) -> str:
