@@ -23,6 +23,7 @@ MAGIC: Final = b"hostvol stream 1\n"
 # No frame is longer with its head: it fits into one message of 1 MiB.
 MAX_PAYLOAD_BYTES: Final = (1 << 20) - (1 << 12)
 MAX_DATA_BYTES: Final = (1 << 20) - (1 << 16)
+_GATHERED_BYTES: Final = 1 << 16
 # Kind, length of the payload, CRC-32.
 _HEAD: Final = struct.Struct("<BII")
 # What the CRC covers before the payload: number of the frame, kind, length.
@@ -260,6 +261,20 @@ class _Input:
                 self._chunk = memoryview(chunk)
                 return True
         return False
+
+
+def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, small pieces joined: each is a message on its way, and a file makes three."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if size + len(piece) > _GATHERED_BYTES and held:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(piece)
+        size += len(piece)
+    if held:
+        yield b"".join(held)
 
 
 def fields_of(payload: bytes) -> dict[str, object]:

@@ -17,7 +17,7 @@ from typing import Final
 
 from csi_driver.linux import block_ranges, file_differences
 from csi_driver.linux.paths import open_beneath
-from csi_driver.streams import bases, images
+from csi_driver.streams import bases, frames, images
 from csi_driver.streams.frames import Writer
 from csi_driver.streams.header import Header
 
@@ -41,7 +41,7 @@ def stream(header: Header, content_fd: int) -> Iterator[bytes]:
 
     Raises: OSError naming the place: EBUSY: a mount point is inside; EIO.
     """
-    yield from _streamed(header, content_fd, None)
+    yield from frames.gathered(_streamed(header, content_fd, None))
 
 
 def changes(header: Header, content_fd: int, base_fd: int, *, shares: bool) -> Iterator[bytes]:
@@ -54,7 +54,7 @@ def changes(header: Header, content_fd: int, base_fd: int, *, shares: bool) -> I
     """
     base = _Base(base_fd, by_place=shares and block_ranges.can_be_told_apart(base_fd, content_fd))
     try:
-        yield from _streamed(header, content_fd, base)
+        yield from frames.gathered(_streamed(header, content_fd, base))
     finally:
         base.close()
 
