@@ -219,6 +219,12 @@ def _growth_failure(volume: Volume, cause: OSError) -> Exception:
         return GrowthRefused(volume.volume_id, f"its {volume.fs_type} is mounted read-only; stage it without `ro`")
     if cause.errno == errno.EBUSY:
         return VolumeBusy(volume.volume_id, f"its {volume.fs_type} does not grow now: {cause.strerror}")
+    least = filesystem.FILESYSTEMS[volume.fs_type].grown_minimum_bytes
+    if cause.errno == errno.EINVAL and volume.capacity_bytes < least:
+        return GrowthRefused(
+            volume.volume_id,
+            f"the kernel lets a {volume.fs_type} grow to no less than {least} bytes; expand the volume to that",
+        )
     if volume.fs_type != "ext4" or cause.errno not in _REFUSED:
         return cause
     later = "stop what uses it, and it grows when it is staged next"

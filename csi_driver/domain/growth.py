@@ -20,6 +20,7 @@ from csi_driver.domain.claims import Claims
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.mounts import VolumeMounts, open_shown
 from csi_driver.domain.pools import Pool
+from csi_driver.domain.small_btrfs import made_growable
 from csi_driver.domain.targets import TargetPath
 from csi_driver.errors import CapacityOutOfRange, InvalidField, NoRoomToGrow, VolumeNotAtPath
 from csi_driver.linux import mountinfo
@@ -87,6 +88,8 @@ class Growth:
         pool = self._pools.of(volume)
         pool.require_present()
         volume = self._extension.settle(volume)
+        if not asked.limit_bytes:
+            volume = made_growable(self._pools, self._extension, volume)
         to_bytes = sizes.choose_larger(volume, asked)
         if to_bytes > volume.capacity_bytes:
             volume = self._extended(pool, volume, to_bytes)
@@ -113,6 +116,7 @@ class Growth:
         require_capability(volume, capability)
         self._require_shown(volume, path)
         sizes.require_reached(volume, asked)
+        volume = made_growable(self._pools, self._extension, self._extension.settle(volume))
         backend = self._pools.backend(volume)
         if not volume.has_filesystem:
             backend.grow(volume, None)

@@ -22,6 +22,7 @@ from csi_driver.domain.extension import Extension
 from csi_driver.domain.live_records import LiveRecords
 from csi_driver.domain.mounts import VolumeMounts, observe_alive
 from csi_driver.domain.pools import Pool
+from csi_driver.domain.small_btrfs import made_growable
 from csi_driver.domain.targets import TargetPath
 from csi_driver.errors import (
     CapabilityExceeded,
@@ -139,7 +140,7 @@ class Staging:
         pool.require_present()
         if volume.volume_type is VolumeType.IMAGE:
             # Attached as it is, a half-extended image would be a larger device than its volume.
-            volume = self._extension.settle(volume)
+            volume = made_growable(self._pools, self._extension, self._extension.settle(volume))
         backend = pool.backend(volume)
         with TargetPath(path, _FIELD, self._pools) as target:
             self._require_not_staged_elsewhere(volume, backend, target.path)

@@ -31,6 +31,7 @@ _CHECKSUM_BYTES: Final = 32
 _UUID_AT: Final = 0x20
 _OFFSET_AT: Final = 0x30
 _MAGIC_AT: Final = 0x40
+_TOTAL_BYTES_AT: Final = 0x70
 _INCOMPAT_AT: Final = 0xBC
 _CHECKSUM_TYPE_AT: Final = 0xC4
 _METADATA_UUID_AT: Final = 0x23B
@@ -73,6 +74,18 @@ def is_whole(image_fd: int) -> bool:
         OSError: EIO.
     """
     return _is_understood(_read(image_fd, OFFSETS[0]), OFFSETS[0])
+
+
+def size_bytes(image_fd: int) -> int:
+    """How large the btrfs is that has this one device, as of its last commit.
+
+    Raises:
+        OSError: EINVAL: there is none whose superblock is whole; EIO.
+    """
+    block = _read(image_fd, OFFSETS[0])
+    if not _is_understood(block, OFFSETS[0]):
+        raise OSError(errno.EINVAL, "the image holds no btrfs superblock that is whole")
+    return int(_U64.unpack_from(block, _TOTAL_BYTES_AT)[0])
 
 
 def _with_uuid(block: bytearray, uuid: bytes) -> bytes:
