@@ -6,6 +6,9 @@ On XFS, whose files share blocks, and on ext4, where they are copied, each mount
 - A copy is of a project of its own, every file in it, with a limit of its own that holds; source and copy do not
   disturb each other, and what was written to several names stays one file.
 - A deleted copy leaves neither limit nor usage.
+- A volume that comes back from the trash has its project, all its files in it, and its limit, also after a restart;
+  while it lies there nobody else is given its project.
+- A rollback gives the volume a project of its own and the limit that it has now, and its undoing the one that it had.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from tests.uml.guest_driver import (
     stats,
     up,
 )
-from tests.uml.guest_quota import NOBODY, write
+from tests.uml.guest_quota import NOBODY, reported, write
 
 __all__ = ["driver", "filesystem", "one_driver"]
 
@@ -117,3 +120,64 @@ def test_a_copy_of_more_than_its_limit_is_refused_and_leaves_nothing(driver: Dri
     assert driver.code("CreateVolume", request) is Code.OUT_OF_RANGE
     assert driver.files() == before
     source.delete()
+
+
+def retained(driver: Driver, name: str) -> Workload:
+    return Workload(driver, name, parameters={**REQUIRED, "retention": "1h"}, size_bytes=8 * MIB)
+
+
+def require_held(workload: Workload, filesystem: Path, project: int, limit: int) -> None:
+    """All that the volume holds is charged to its project, whose limit stops a writer; it is staged for that."""
+    workload.stage()
+    shown = Path(workload.publish())
+    assert project_of(workload) == project
+    assert {charged_to(path) for path in (shown, *shown.rglob("*"))} == {project}
+    assert reported(filesystem, project)[1] == stats(workload)[0] == limit
+    assert write(shown, NOBODY, "write", "filler") in FULL
+    assert limit - 2 * SLACK <= disk_usage(shown) <= limit
+    (shown / "filler").unlink()
+    down(workload)
+
+
+def test_what_comes_back_from_the_trash_has_its_project_and_its_limit(driver: Driver, filesystem: Path) -> None:
+    workload = retained(driver, "kept")
+    target = up(workload)
+    (target / "deep").mkdir()
+    fill(target / "deep", "file", MIB)
+    project, limit = project_of(workload), workload.size_bytes
+    down(workload)
+    workload.delete()
+    driver.restart()
+    other = directory(driver, "other")
+    other.create()
+    assert project_of(other) != project
+    driver.call("RestoreTrash", entry=workload.volume_id)
+    require_held(workload, filesystem, project, limit)
+    for one in (workload, other):
+        one.delete()
+    driver.call("PurgeTrash", entry=driver.call("ListTrash").entries[0].entry)
+    assert polled(lambda: is_free(filesystem, project))
+
+
+def test_a_rollback_and_its_undoing_have_a_project_and_the_limit_of_the_volume(
+    driver: Driver, filesystem: Path
+) -> None:
+    workload = directory(driver, "rolled", 8 * MIB)
+    fill(up(workload), "file", MIB)
+    down(workload)
+    snapshot_id = cut(workload, "cut")
+    before = project_of(workload)
+    workload.expand(12 * MIB)
+    entry = driver.call("RollbackVolume", volume_id=workload.volume_id, snapshot_id=snapshot_id).entry
+    rolled = project_of(workload)
+    assert rolled not in (0, before)
+    require_held(workload, filesystem, rolled, 12 * MIB)
+    assert reported(filesystem, before)[1] == 12 * MIB, "what was replaced is still held to its limit"
+    driver.restart()
+    driver.call("RestoreTrash", entry=entry)
+    require_held(workload, filesystem, before, 12 * MIB)
+    workload.delete()
+    driver.call("DeleteSnapshot", snapshot_id=snapshot_id)
+    for left in driver.call("ListTrash").entries:
+        driver.call("PurgeTrash", entry=left.entry)
+    assert polled(lambda: is_free(filesystem, rolled) and is_free(filesystem, before))
