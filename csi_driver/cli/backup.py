@@ -55,7 +55,7 @@ def export_content(connect: Connect, name_or_id: str, base: str | None, endpoint
 
 @click.command("import")
 @click.option("--name", default="", help="Name of the new volume.  [default: that of what was exported]")
-@click.option("--pool", default="default", show_default=True)
+@click.option("--pool", default="", show_default="default, or that of --onto")
 @click.option(
     "--onto", metavar="SNAPSHOT|VOLUME", help="What the stream is relative to: the volume begins as a copy of it."
 )

@@ -18,11 +18,12 @@ from csi_driver.domain.departures import header_of
 from csi_driver.domain.sources import Origin, Sources
 from csi_driver.domain.transfers import source_of
 from csi_driver.domain.volumes import Volumes
-from csi_driver.errors import InvalidField, StreamDamaged
+from csi_driver.errors import InvalidField, SnapshotNotFound, StreamDamaged, VolumeNotFound
 from csi_driver.model import (
     BLOCK_BYTES,
     AccessType,
     CapacityRange,
+    ContentSource,
     PoolName,
     Provisioning,
     QuotaPolicy,
@@ -125,10 +126,21 @@ class Exports:
         incoming.read_header(chunks)
         incoming.stream.may_be_followed = True
         base = source_of(options.onto_id) if options.onto_id else None
-        return self._volumes.take_in(_spec(incoming, options), incoming, base)
+        pool = PoolName(options.pool) or (self._pool_of(base) if base is not None else _DEFAULT_POOL)
+        return self._volumes.take_in(_spec(incoming, options, pool), incoming, base)
+
+    def _pool_of(self, source: ContentSource) -> PoolName:
+        """Where a copy of it takes no time."""
+        try:
+            if source.kind is SourceKind.SNAPSHOT:
+                return self._snapshots.get(source.object_id).pool
+            return self._catalogue.get(source.object_id).pool
+        except (SnapshotNotFound, VolumeNotFound):
+            # The import will tell.
+            return _DEFAULT_POOL
 
 
-def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
+def _spec(incoming: Incoming, options: ImportOptions, pool: PoolName) -> VolumeSpec:
     header = incoming.stream.header
     is_mounted = incoming.access_type is AccessType.MOUNT
     _check_base(header, options)
@@ -143,7 +155,7 @@ def _spec(incoming: Incoming, options: ImportOptions) -> VolumeSpec:
         raise StreamDamaged("what its header says of its kind does not fit together")
     parameters = dataclasses.replace(
         incoming.parameters,
-        pool=PoolName(options.pool) or _DEFAULT_POOL,
+        pool=pool,
         provisioning=Provisioning(options.provisioning or header.provisioning),
         quota=QuotaPolicy(options.quota or header.quota),
     )

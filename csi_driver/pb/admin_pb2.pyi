@@ -100,7 +100,7 @@ class GetVolumeRequest(_message.Message):
     def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class VolumeDetail(_message.Message):
-    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota", "pod")
+    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota", "pod", "content_id")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class VolumeDetail(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_ID_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     name: str
     pool: str
@@ -135,7 +136,8 @@ class VolumeDetail(_message.Message):
     source: str
     quota: str
     pod: str
-    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
+    content_id: str
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ..., pod: _Optional[str] = ..., content_id: _Optional[str] = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -162,7 +164,7 @@ class GetSnapshotRequest(_message.Message):
     def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class SnapshotDetail(_message.Message):
-    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message", "provisioning", "quota")
+    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message", "provisioning", "quota", "content_id")
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +180,7 @@ class SnapshotDetail(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PROVISIONING_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_ID_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     name: str
     source_volume_id: str
@@ -193,7 +196,8 @@ class SnapshotDetail(_message.Message):
     message: str
     provisioning: str
     quota: str
-    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ...) -> None: ...
+    content_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ..., content_id: _Optional[str] = ...) -> None: ...
 
 class ListTrashRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")

@@ -119,9 +119,8 @@ def test_a_chain_of_a_raw_block_volume(
         streams.append(exported(client, cuts[-1], cuts[-2]))
         told.append(digest(image_of(driver, source)))
     base = cuts[0]
-    for number, stream in enumerate(streams, 1):
-        # The last one from another pool, where blocks are copied.
-        pool = ("default", "pool1")[number - 1]
+    # In the pool of what they are applied to; the last in another, where blocks are copied.
+    for number, (stream, pool) in enumerate(zip(streams, ("", "pool1"), strict=True), 1):
         made = imported(client, stream, f"on-{number}", onto_id=base, pool=pool)
         image = driver.pools[number - 1].directory / "volumes" / made / "disk.img"
         assert digest(image) == told[number]
@@ -170,6 +169,7 @@ def test_a_volume_is_known_until_it_is_staged(
     copy = Workload(driver, "copy", parameters=DIRECTORY)
     copy.volume_id = imported(client, base, "copy")
     kept = cut(client, "kept", copy.volume_id)
+    assert client.volume(copy.volume_id)["content_id"] == client.snapshot(kept)["content_id"] == cuts[0]
     driver.restart()
     client = connected(driver)
     for number, onto in enumerate((copy.volume_id, kept)):
