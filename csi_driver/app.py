@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from csi_driver.domain import freezing, inspection
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import PoolOptions
 from csi_driver.domain.startup import ensure_state_dir
-from csi_driver.errors import HostvolError, InvalidField
+from csi_driver.errors import HostvolError, InvalidField, NotReady
 from csi_driver.linux import init
 from csi_driver.metrics import Metrics
 from csi_driver.model import PoolName
@@ -60,6 +61,7 @@ _POOL_FORM = (
 _SETTINGS = ("overcommit", "init", "backing-file", "ephemeral", "retention", "trash")
 _PERCENT = re.compile(r"([1-9][0-9]?|100)%")
 _LISTEN_SECONDS = 1.0
+_POOLLESS_SECONDS = 600.0
 _FORWARDED_SERVICES = (
     "csi.v1.Controller",
     "csi.v1.GroupController",
@@ -205,8 +207,10 @@ def _pools(given: Sequence[PoolOptions], *, init_all: bool) -> tuple[PoolOptions
     return tuple(dataclasses.replace(one, init=True) for one in given) if init_all else tuple(given)
 
 
-def serve(config: NodeConfig, stop: threading.Event) -> None:
+def serve(config: NodeConfig, stop: threading.Event, *, in_container: bool = False) -> None:
     """Serve one node until `stop` is set; what is in flight then is finished or safely abandoned.
+
+    `in_container`: whoever made this one makes another when it ends, which sees the host's mounts as they are then.
 
     Raises: HostvolError when it cannot serve; OSError.
     """
@@ -230,10 +234,7 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
             ferry = _ferry(config, node, metrics)
             link = _start_link(config, node, server, ferry)
             _log.info("hostvol %s serves node %s on %s", __version__, config.node_id, server.path)
-            # Python runs a handler in the main thread only, and a signal that the kernel gives to another thread does
-            # not wake it from a wait without end: beside threads that start children, every fourth SIGTERM was lost.
-            while not stop.wait(_LISTEN_SECONDS):
-                pass
+            _await_end(node, stop, in_container=in_container)
             _log.info("stopping: finishing what runs")
         finally:
             if registration is not None:
@@ -245,6 +246,23 @@ def serve(config: NodeConfig, stop: threading.Event) -> None:
             server.stop(config.shutdown_seconds)
             _abandon_what_hangs(node)
             node.stop()
+
+
+def _await_end(node: Node, stop: threading.Event, *, in_container: bool) -> None:
+    """Until `stop` is set.
+
+    Raises: NotReady when a container has had no pool for ten minutes: of a disk that is mounted on a parent of a pool's
+        path it would never see anything.
+    """
+    had_pool = time.monotonic()
+    # Python runs a handler in the main thread only, and a signal that the kernel gives to another thread does not wake
+    # it from a wait without end: beside threads that start children, every fourth SIGTERM was lost.
+    while not stop.wait(_LISTEN_SECONDS):
+        if not (in_container and node.has_no_pool):
+            had_pool = time.monotonic()
+        elif time.monotonic() - had_pool > _POOLLESS_SECONDS:
+            reasons = "; ".join(why for _, why in sorted(node.pools.refused.items()))
+            raise NotReady(f"no pool for {_POOLLESS_SECONDS:.0f} s: a new container may see other mounts; {reasons}")
 
 
 def _registration(config: NodeConfig, server: NodeServer, metrics: Metrics) -> Registration | None:
@@ -432,11 +450,11 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
       hostvol node --pool default=/mnt/disk/hostvol,retention=30d,trash=20%
     """
     logs.configure(log_format, log_level)
-    init.hand_over()
+    in_container = init.hand_over()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    serve(node_config(asked), stop)
+    serve(node_config(asked), stop, in_container=in_container)
 
 
 cli.add_command(controller)

@@ -38,7 +38,7 @@ from csi_driver.model import Volume, VolumeType, key_of, node_key
 _log = logging.getLogger("hostvol.health")
 _LOOK_SECONDS: Final = 10.0
 # So old may be what a list tells, so long does it wait for news.
-_FRESH_SECONDS: Final = 2.0
+_FRESH_SECONDS: Final = 5.0
 _PATIENCE_SECONDS: Final = 2.0
 # Who has not answered then is said not to.
 _SILENT_SECONDS: Final = 10.0

@@ -174,6 +174,11 @@ class Node:
     def is_ready(self) -> bool:
         return self._ready.is_set()
 
+    @property
+    def has_no_pool(self) -> bool:
+        """Whether all pools are refused."""
+        return self._startup.all_refused
+
     def require_ready(self) -> None:
         """Refuse a call that comes before the records are loaded.
 

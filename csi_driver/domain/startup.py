@@ -139,6 +139,11 @@ class Startup:
         if not self._pools.opened:
             _log.error("no pool is served; each is tried again every %.0f s", _TRY_AGAIN_SECONDS)
 
+    @property
+    def all_refused(self) -> bool:
+        """Whether each pool was refused, and none hangs or is served."""
+        return all(keeper.refusal is not None for keeper in self._keepers)
+
     def stop(self) -> bool:
         """End the keepers; False when one is in the middle of something."""
         self._stopped.set()

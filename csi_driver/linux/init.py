@@ -18,19 +18,20 @@ _OTHERS_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.01
 
 
-def hand_over() -> None:
-    """Go on as the child of a small first process, if this one is the first; else nothing happens.
+def hand_over() -> bool:
+    """Go on as the child of a small first process, if this one is the first; else nothing happens. Tells which it is.
 
     To be called before there is a thread. The container ends with our exit code.
     """
     if os.getpid() != 1:
-        return
+        return False
     # Blocked until the other program can take them: the kernel drops what its first process has no handler for.
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if child:
         os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, str(child)])  # noqa: S606 - no shell
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    return True
 
 
 def main(child: int) -> int:

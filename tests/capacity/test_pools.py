@@ -2,7 +2,8 @@
 
 - A volume goes to the pool that its class names; a pool that the node does not have is INVALID_ARGUMENT.
 - A directory without its identity file is refused, and the others are served. A node all of whose pools are refused
-  serves too, says why, and has them back without a restart. Where a disk is not mounted, nothing is written.
+  serves too, says why, and has them back without a restart; only a container that has none for ten minutes ends.
+  Where a disk is not mounted, nothing is written.
 - Where every pool is refused because of what the driver was told (a path that is not there or no directory, another
   driver's name) it ends with code 1 and a sentence.
 - A pool of another driver and a pool that another process serves are refused.
@@ -181,7 +182,8 @@ def test_a_node_all_of_whose_pools_are_refused_says_why_and_has_them_back_withou
     """One disk is not mounted, of another the identity is damaged, a third path is not there at all."""
     disk = make_pool("ext4", 512 * MIB)
     damaged, missing = tmp_path / "damaged", tmp_path / "missing"
-    driver = make_driver(disk, damaged, missing, init_pools=True)
+    constants = {"domain.startup._TRY_AGAIN_SECONDS": 0.5, "app._POOLLESS_SECONDS": 0.1}
+    driver = make_driver(disk, damaged, missing, constants=constants)
     kept = Workload(driver, "kept", block=True).create()
     assert driver.stop() == 0
     identity, sound = damaged / IDENTITY, (damaged / IDENTITY).read_bytes()
@@ -208,6 +210,17 @@ def test_a_node_all_of_whose_pools_are_refused_says_why_and_has_them_back_withou
     assert polled(lambda: not driver.call("NodeGetStorageHealth").backend_health, 60)
     assert [entry.volume.volume_id for entry in driver.call("ListVolumes").entries] == [kept]
     Workload(driver, "back", block=True, parameters={"pool": "pool2"}).create()
+
+
+def test_a_container_that_has_had_no_pool_for_long_ends_so_that_another_sees_the_mounts(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    node = Driver(tmp_path, [PoolPlace(tmp_path / "pool")], init_pools=False).command()[3:]
+    script = "import sys\nfrom csi_driver import app\napp._POOLLESS_SECONDS = 0.5\napp.main(sys.argv[1:])\n"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script, *node]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "may see other mounts" in done.stderr.splitlines()[-1]
+    assert str(tmp_path / "pool") in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])

@@ -113,7 +113,7 @@ def test_a_pool_that_is_nearly_full_is_told_until_it_is_not(
 
 
 def test_a_node_without_a_pool_is_attached_and_tells_why_until_it_has_one_again(cluster: Cluster) -> None:
-    driver = cluster.add_node("node-a")
+    driver = cluster.add_node("node-a", constants={"domain.startup._TRY_AGAIN_SECONDS": 0.5})
     driver.stop()
     identity = driver.pool / "hostvol-pool.json"
     identity.rename(driver.home / "aside")

@@ -8,6 +8,7 @@ from csi_driver.pb import csi_pb2
 from tests.cluster.cluster import until
 from tests.harness import Driver, Workload, run
 
+OFTEN = {"domain.health._FRESH_SECONDS": 0.1, "domain.health._LOOK_SECONDS": 1.0}
 LOST, GONE, WORSE = csi_pb2.DATA_LOSS, csi_pb2.INACCESSIBLE, csi_pb2.DEGRADED
 # A look at everything is at most so far away.
 LOOK = 90.0

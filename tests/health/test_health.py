@@ -30,6 +30,7 @@ from tests.health.asking import (
     GONE,
     LOOK,
     LOST,
+    OFTEN,
     WORSE,
     device,
     image,
@@ -166,7 +167,7 @@ def test_a_volume_of_a_pool_that_is_not_served_is_inaccessible(
 
 def test_a_pool_in_trouble_is_told_of_itself_and_of_its_volumes(make_pool: MakePool, make_driver: MakeDriver) -> None:
     place = make_pool("ext4", size_bytes=512 * MIB)
-    driver = make_driver(place, arguments=[f"--http-address=127.0.0.1:{(port := free_port())}"])
+    driver = make_driver(place, constants=OFTEN, arguments=[f"--http-address=127.0.0.1:{(port := free_port())}"])
     thin, thick = Workload(driver, "thin"), Workload(driver, "thick", parameters={"provisioning": "thick"})
     for one in (thin, thick):
         one.create()
