@@ -11,8 +11,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from csi_driver.backends import removal
 from csi_driver.backends.attachments import IMAGE
@@ -36,7 +37,7 @@ from csi_driver.errors import (
 )
 from csi_driver.faults import crash_point
 from csi_driver.linux import loop
-from csi_driver.model import QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType
+from csi_driver.model import PoolName, QuotaPolicy, Snapshot, Volume, VolumeId, VolumeType
 from csi_driver.store import records
 from csi_driver.store.pool import VOLUMES
 from csi_driver.store.runtime import RuntimeState
@@ -47,6 +48,7 @@ _HEAD_START_SECONDS = 0.2
 _TRY_AGAIN_SECONDS = 10.0
 _TEND_SECONDS = 60.0
 _STOP_SECONDS = 5.0
+_Held = TypeVar("_Held", Volume, Snapshot)
 _IMAGE_PATH = re.compile(rf"/{VOLUMES}/([a-z0-9-]+)/{re.escape(IMAGE)}$")
 
 
@@ -241,7 +243,7 @@ class PoolLoader:
         pool = self._opened(options)
         try:
             pool.unmounted_growth.settle_all()
-            volumes, snapshots = self._load(pool), self._load_snapshots(pool)
+            volumes, snapshots = self._volumes(pool), self._snapshots(pool)
             self._pools.add(pool, self._indexes.volumes.all, self._indexes.kinship)
         except BaseException:
             pool.close()
@@ -306,37 +308,15 @@ class PoolLoader:
             _log.error("%s", failure)
             return volume
 
-    def _load(self, pool: Pool) -> list[Volume]:
-        volumes = []
-        for name in pool.store.volume_names():
-            where = f"{pool.store.path_of(name)}/{records.RECORD}"
-            try:
-                volume = records.read_volume(pool.store.volumes_fd, name, where)
-                if volume.pool != pool.name:
-                    raise RecordDamaged(where, f"it belongs to pool {volume.pool}, served here is {pool.name}")
-            except RecordDamaged as damage:
-                claimed = records.claimed_name(pool.store.volumes_fd, name)
-                self._indexes.volumes.quarantine(name, damage, claimed)
-                _log.error("volume %s is quarantined: %s", name, damage)
-            else:
-                volumes.append(volume)
-        return volumes
+    def _volumes(self, pool: Pool) -> list[Volume]:
+        store = pool.store
+        room = _Room("volume", store.volumes_fd, store.volume_names, store.path_of, self._indexes.volumes.quarantine)
+        return _sound(pool.name, room, records.read_volume)
 
-    def _load_snapshots(self, pool: Pool) -> list[Snapshot]:
-        snapshots = []
-        for name in pool.store.snapshot_names():
-            where = f"{pool.store.snapshot_path(name)}/{records.RECORD}"
-            try:
-                snapshot = records.read_snapshot(pool.store.snapshots_fd, name, where)
-                if snapshot.pool != pool.name:
-                    raise RecordDamaged(where, f"it belongs to pool {snapshot.pool}, served here is {pool.name}")
-            except RecordDamaged as damage:
-                claimed = records.claimed_name(pool.store.snapshots_fd, name)
-                self._indexes.snapshots.quarantine(name, damage, claimed)
-                _log.error("snapshot %s is quarantined: %s", name, damage)
-            else:
-                snapshots.append(snapshot)
-        return snapshots
+    def _snapshots(self, pool: Pool) -> list[Snapshot]:
+        store, quarantine = pool.store, self._indexes.snapshots.quarantine
+        room = _Room("snapshot", store.snapshots_fd, store.snapshot_names, store.snapshot_path, quarantine)
+        return _sound(pool.name, room, records.read_snapshot)
 
     @staticmethod
     def _adopt_loops(pool: Pool) -> None:
@@ -354,6 +334,34 @@ class PoolLoader:
             else:
                 # Deleted by a process that ended before it could say so here.
                 pool.runtime.save(volume_id, RuntimeState())
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """A directory of a pool in which each object has a directory of its own, and where those go that are damaged."""
+
+    kind: str
+    fd: int
+    names: Callable[[], Iterable[str]]
+    path_of: Callable[[str], str]
+    quarantine: Callable[[str, RecordDamaged, str], None]
+
+
+def _sound(pool: PoolName, room: _Room, read: Callable[[int, str, str], _Held]) -> list[_Held]:
+    """What can be served of a room; the rest is quarantined."""
+    sound = []
+    for name in room.names():
+        where = f"{room.path_of(name)}/{records.RECORD}"
+        try:
+            held = read(room.fd, name, where)
+            if held.pool != pool:
+                raise RecordDamaged(where, f"it belongs to pool {held.pool}, served here is {pool}")
+        except RecordDamaged as damage:
+            room.quarantine(name, damage, records.claimed_name(room.fd, name))
+            _log.error("%s %s is quarantined: %s", room.kind, name, damage)
+        else:
+            sound.append(held)
+    return sound
 
 
 def ensure_state_dir(path: str) -> None:
