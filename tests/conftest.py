@@ -56,6 +56,16 @@ def private_mounts() -> None:
 
 
 @pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs, which holds the images of the pools."""
+    where = tmp_path / "memory"
+    where.mkdir()
+    harness.run("mount", "-t", "tmpfs", "-o", "size=75%", "tmpfs", str(where))
+    yield where
+    harness.run("umount", str(where))
+
+
+@pytest.fixture
 def make_pool(tmp_path: Path) -> Iterator[Callable[..., harness.PoolPlace]]:
     """Make directories on filesystems of their own: `make_pool("xfs", size_bytes=…)`; unmounted afterwards."""
     places: list[harness.PoolPlace] = []

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -163,7 +164,17 @@ def start_fork(
 ) -> ForkedProcess:
     """As subprocess.Popen, when what is run is the program itself, and much sooner; `constants` as of Zygote.fork."""
     assert tuple(command[: len(PROGRAM)]) == PROGRAM
-    return _zygote.fork(command[len(PROGRAM) :], stderr.fileno(), env, constants or {})
+    return _zygote.fork(command[len(PROGRAM) :], (1, stderr.fileno()), env, constants or {})
+
+
+def hostvol(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program to its end, and what it printed."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        output = stdout.fileno(), stderr.fileno()
+        code = _zygote.fork(arguments, output, {**os.environ, **environment}, {}).wait(120)
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
 
 
 @dataclass

@@ -66,9 +66,15 @@ class Zygote:
         self._requests: socket.socket | None = None
 
     def fork(
-        self, arguments: Sequence[str], log: int, environment: Mapping[str, str], constants: Mapping[str, float]
+        self,
+        arguments: Sequence[str],
+        output: tuple[int, int],
+        environment: Mapping[str, str],
+        constants: Mapping[str, float],
     ) -> ForkedProcess:
-        """`hostvol` with these arguments, in this environment and the working directory; its errors go to `log`.
+        """`hostvol` with these arguments, in this environment and the working directory.
+
+        `output`: descriptors for its standard output and its standard error; they stay the caller's.
 
         `constants` are set in its modules, by their names below csi_driver: what waits ten seconds need not, here.
         """
@@ -76,7 +82,7 @@ class Zygote:
         request = json.dumps([list(arguments), dict(environment), os.getcwd(), dict(constants)]).encode()
         assert len(request) < _LONGEST_REQUEST
         with self._lock, theirs:
-            socket.send_fds(self._started(), [request], [log, theirs.fileno()])
+            socket.send_fds(self._started(), [request], [*output, theirs.fileno()])
         return ForkedProcess(ours)
 
     def _started(self) -> socket.socket:
@@ -105,15 +111,16 @@ def _fork_while_asked(asked: socket.socket) -> Sequence[str] | None:
                 poll.unregister(ready)
                 _tell_end(ready, *running.pop(ready))
                 continue
-            request, descriptors, _, _ = socket.recv_fds(asked, _LONGEST_REQUEST, 2)
+            request, descriptors, _, _ = socket.recv_fds(asked, _LONGEST_REQUEST, 3)
             if not request:
                 return None
-            log, told = descriptors
+            *output, told = descriptors
             pid = os.fork()
             if pid == 0:
                 asked.detach()
-                return _become(request, log)
-            os.close(log)
+                return _become(request, output)
+            for descriptor in output:
+                os.close(descriptor)
             _tell(told, pid)
             ended = os.pidfd_open(pid)
             running[ended] = (pid, told)
@@ -131,11 +138,12 @@ def _tell(told: int, number: int) -> None:
         os.write(told, str(number).encode())
 
 
-def _become(request: bytes, log: int) -> Sequence[str]:
+def _become(request: bytes, output: Sequence[int]) -> Sequence[str]:
     """Make a fork what the program is when it starts."""
     arguments, environment, directory, constants = json.loads(request)
-    os.dup2(log, sys.stderr.fileno())
-    os.closerange(sys.stderr.fileno() + 1, _DESCRIPTORS)
+    for standard, given in enumerate(output, 1):
+        os.dup2(given, standard)
+    os.closerange(3, _DESCRIPTORS)
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import PoolPlace, backing_files, polled, run
+from tests.harness import PoolPlace, backing_files, hostvol, polled, run
 
 
 @dataclass
@@ -32,14 +31,7 @@ class Backed:
 
     def hostvol(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`hostvol pool …`."""
-        return subprocess.run(
-            [sys.executable, "-m", "csi_driver", "pool", *words],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**os.environ, **environment},
-        )
+        return hostvol("pool", *words, **environment)
 
     def init(self, size: str = "1GiB", **environment: str) -> subprocess.CompletedProcess[str]:
         return self.hostvol("init", "--backing-file", size, str(self.directory), **environment)

@@ -8,17 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.durability.disks import unmount
-from tests.harness import MIB, PoolPlace, run
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs, which holds the images of the pools."""
-    where = tmp_path / "memory"
-    where.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=75%", "tmpfs", str(where))
-    yield where
-    run("umount", str(where))
+from tests.harness import MIB, PoolPlace
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from tests.harness import (
     Workload,
     capability,
     create_request,
+    hostvol,
     polled,
     run,
 )
@@ -46,12 +47,6 @@ MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
 IDENTITY = "hostvol-pool.json"
 LARGEST = (1 << 63) - 1
-
-
-def hostvol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "csi_driver", *arguments], check=False, capture_output=True, text=True, timeout=60
-    )
 
 
 def content(directory: Path) -> set[str]:

@@ -141,10 +141,11 @@ def test_a_volume_of_an_absent_node_is_inaccessible(monkeypatch: pytest.MonkeyPa
 
 
 def test_health_goes_through_the_controller(empty_cluster: Cluster) -> None:
+    empty_cluster.constants["cluster.alarms._LOOK_SECONDS"] = 0.5
     controller = empty_cluster.add_controller()
     held = {}
     for name in ("node-a", "node-b"):
-        empty_cluster.add_node(name)
+        empty_cluster.add_node(name, constants={"domain.health._LOOK_SECONDS": 1.0})
         held[name] = controller.call("CreateVolume", on(f"pvc-{name}", name)).volume.volume_id
     sick = held["node-b"]
     for of in held.values():

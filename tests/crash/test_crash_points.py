@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ import pytest
 from csi_driver import faults
 from tests.crash.lane import Kind, Lane, Lanes, Subject, code_of, numbered
 from tests.crash.tally import Tally
-from tests.harness import DIRECTORY, MIB, Code, Driver, PoolPlace
+from tests.harness import DIRECTORY, MIB, Code, Driver, PoolPlace, hostvol
 
 KINDS = {
     "ext4": Kind(),
@@ -365,10 +363,7 @@ def test_no_deleted_volume_of_all_these_crashes_leaves_its_qgroup(lanes: Lanes) 
 
 def pool_init(directory: Path, environment: dict[str, str]) -> int:
     """`hostvol pool init`; its exit code."""
-    command = [sys.executable, "-m", "csi_driver", "pool", "init", str(directory)]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, check=False, timeout=60, stdout=subprocess.DEVNULL
-    ).returncode
+    return hostvol("pool", "init", str(directory), **environment).returncode
 
 
 def check_pool_serves(driver: Driver) -> None:

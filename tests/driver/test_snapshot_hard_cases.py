@@ -460,12 +460,12 @@ def test_a_damaged_record_of_a_snapshot_is_quarantined_and_costs_nothing_else(
 def test_a_volume_that_was_cut_can_be_written_over_and_a_cut_too_many_is_refused(
     pool: str, provisioning: str, make_pool: MakePool, make_driver: MakeDriver
 ) -> None:
-    driver = make_driver(make_pool(pool, size_bytes=1536 * MIB))
-    source = Workload(driver, "source", block=True, size_bytes=400 * MIB, parameters={"provisioning": provisioning})
+    driver = make_driver(make_pool(pool, size_bytes=640 * MIB))
+    source = Workload(driver, "source", block=True, size_bytes=150 * MIB, parameters={"provisioning": provisioning})
     target = source.up()
 
     def write_over() -> None:
-        run("dd", "if=/dev/urandom", f"of={target}", "bs=1M", "count=400", "conv=fsync,notrunc")
+        run("dd", "if=/dev/urandom", f"of={target}", "bs=1M", "count=150", "conv=fsync,notrunc")
 
     write_over()
     made: list[str] = []

@@ -308,10 +308,10 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("piece", [1 * MIB, 37 * MIB + 4096, 0])
-def test_as_much_as_is_said_to_be_available_can_be_allocated_and_written(tmp_path: Path, case: str, piece: int) -> None:
+def test_as_much_as_is_said_to_be_available_can_be_allocated_and_written(memory: Path, case: str, piece: int) -> None:
     """Thick files of one size, written afterwards in full, use up all that was promised (0: one file)."""
     size, devices, options = CASES[case]
-    with mounted(tmp_path, "btrfs", size=size, options=options, devices=devices) as path, opened(path) as fd:
+    with mounted(memory, "btrfs", size=size, options=options, devices=devices) as path, opened(path) as fd:
         promised = left = btrfs.available_data_bytes(fd)
         number = 0
         while left >= 4096:
@@ -342,9 +342,9 @@ def rewrite(path: Path) -> None:
         os.fsync(image)
 
 
-def test_thin_files_can_take_in_single_blocks_what_was_said_to_be_available(tmp_path: Path) -> None:
+def test_thin_files_can_take_in_single_blocks_what_was_said_to_be_available(memory: Path) -> None:
     """The worst that data can make of metadata: an extent for every block."""
-    with mounted(tmp_path, "btrfs", size=512 * MIB) as path, opened(path) as fd:
+    with mounted(memory, "btrfs", size=512 * MIB) as path, opened(path) as fd:
         promised = btrfs.available_data_bytes(fd)
         with opened(path / "image", NEW) as image:
             btrfs.set_nocow(image)
