@@ -57,7 +57,7 @@ def private_mounts() -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs, which holds the images of the pools."""
+    """A tmpfs for images of disks."""
     where = tmp_path / "memory"
     where.mkdir()
     harness.run("mount", "-t", "tmpfs", "-o", "size=75%", "tmpfs", str(where))

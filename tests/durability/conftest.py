@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.durability.disks import ClonedDisk, Disk, ShutDownDisk
-from tests.harness import run
 
 DISKS: dict[str, Callable[[Path], Disk]] = {
     "ext4": lambda where: ShutDownDisk(where, "ext4"),
@@ -17,16 +16,6 @@ DISKS: dict[str, Callable[[Path], Disk]] = {
     # Linux 6.18 fails to replay the log of some cuts ("failed to lookup inode", open_ctree -2): README, Limits.
     "btrfs": lambda where: ClonedDisk(where, "btrfs", "notreelog"),
 }
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs, which holds the images of the disks."""
-    where = tmp_path / "memory"
-    where.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=75%", "tmpfs", str(where))
-    yield where
-    run("umount", str(where))
 
 
 @pytest.fixture(params=DISKS)
