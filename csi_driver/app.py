@@ -27,6 +27,8 @@ from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
 from csi_driver.cli.backup import export_content, import_content
 from csi_driver.cli.client import DriverClient
+from csi_driver.cli.groups import group
+from csi_driver.cli.health import health
 from csi_driver.cli.pools import pool
 from csi_driver.cli.snapshots import snapshot
 from csi_driver.cli.trash import trash
@@ -459,6 +461,8 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
 
 cli.add_command(controller)
 cli.add_command(export_content)
+cli.add_command(group)
+cli.add_command(health)
 cli.add_command(import_content)
 cli.add_command(orphans)
 cli.add_command(pool)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from csi_driver.cli.progress import Amount
 from csi_driver.errors import CallFailed
 
 
@@ -39,6 +40,10 @@ class DriverClient(Protocol):
         from_volume: str = "",
     ) -> dict[str, Any]: ...
 
+    def operations(self) -> list[dict[str, Any]]: ...
+
+    def troubles(self) -> Iterator[dict[str, Any]]: ...
+
     def delete_volume(self, volume_id: str) -> None: ...
 
     def snapshots(self) -> Iterator[dict[str, Any]]: ...
@@ -56,6 +61,16 @@ class DriverClient(Protocol):
     def export(self, object_id: str, base_id: str = "") -> Iterator[bytes]: ...
 
     def import_volume(self, chunks: Iterator[bytes], options: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def groups(self) -> Iterator[dict[str, Any]]: ...
+
+    def group(self, group_id: str) -> dict[str, Any]: ...
+
+    def group_named(self, name: str) -> dict[str, Any]: ...
+
+    def create_group(self, name: str, source_volume_ids: Sequence[str]) -> str: ...
+
+    def delete_group(self, group_id: str, snapshot_ids: Sequence[str]) -> None: ...
 
     def trash(self) -> Iterator[dict[str, Any]]: ...
 
@@ -90,6 +105,7 @@ class DriverClient(Protocol):
 
 
 # A name need not be fit for an id.
+GOES_ON = "the driver goes on with it; the same command joins it"
 _NO_SUCH = frozenset({"NOT_FOUND", "INVALID_ARGUMENT"})
 Connect = Callable[[str], DriverClient]
 
@@ -108,6 +124,22 @@ def find_snapshot(client: DriverClient, name_or_id: str) -> dict[str, Any]:
     Raises: CallFailed.
     """
     return _found(name_or_id, "snapshot", client.snapshot, client.snapshot_named)
+
+
+def find_group(client: DriverClient, name_or_id: str) -> dict[str, Any]:
+    """The group snapshot with this id, or else with this name.
+
+    Raises: CallFailed.
+    """
+    return _found(name_or_id, "group", client.group, client.group_named)
+
+
+def done_of(client: DriverClient, kinds: Collection[str], *, object_id: str = "", name: str = "") -> Amount | None:
+    """How far the operation of one of these kinds is on the object with this id or name; None when there is none."""
+    for one in client.operations():
+        if one["kind"] in kinds and (one["object_id"] == object_id or (name and one["name"] == name)):
+            return one["done_bytes"], one["total_bytes"]
+    return None
 
 
 def _found(name_or_id: str, kind: str, *look_ups: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from contextlib import closing
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import click
 
 from csi_driver.cli import options
-from csi_driver.cli.client import Connect, DriverClient, find_snapshot, find_volume
+from csi_driver.cli.client import GOES_ON, Connect, DriverClient, find_group, find_snapshot, find_volume
 from csi_driver.cli.output import human_bytes, show_fields, show_rows
+from csi_driver.cli.progress import Amount, watched
 from csi_driver.errors import CallFailed
 
 _COLUMNS = {
@@ -26,6 +26,7 @@ _COLUMNS = {
     "CREATED": "created",
     "STATE": "state",
     "COPIED": "copied",
+    "GROUP": "group_snapshot_id",
 }
 _LOOK_SECONDS = 0.2
 
@@ -36,18 +37,23 @@ def snapshot() -> None:
 
 
 @snapshot.command("list")
+@click.option("--group", metavar="GROUP", help="Only the members of this group snapshot (its id or name).")
 @options.endpoint
 @options.output
 @click.pass_obj
-def list_snapshots(connect: Connect, endpoint: str, output: str) -> None:
+def list_snapshots(connect: Connect, group: str | None, endpoint: str, output: str) -> None:
     """Show all snapshots, those that are not ready and quarantined ones too.
 
+    COPIED is how far a snapshot is whose STATE is `copying`; GROUP is the group snapshot that it is deleted with.
+
     \b
-    Example:
+    Examples:
+      hostvol snapshot list --group before-upgrade
       hostvol snapshot list --output json | jq -r '.[] | select(.state == "ready") | .snapshot_id'
     """
     with closing(connect(endpoint)) as client:
-        rows = list(client.snapshots())
+        wanted = find_group(client, group)["group_snapshot_id"] if group else ""
+        rows = [row for row in client.snapshots() if not wanted or row["group_snapshot_id"] == wanted]
     if output == "table":
         rows = [{**row, "copied": _copied(row)} for row in rows]
     show_rows(rows, _COLUMNS, output)
@@ -80,7 +86,7 @@ def create(connect: Connect, /, name_or_id: str, name: str, *, no_wait: bool, en
     """Take a snapshot called NAME of VOLUME (its id or name), or find that it is there already.
 
     In a pool on XFS or btrfs this takes no time, and VOLUME may be mounted; in others the content is copied, and VOLUME
-    must not be mounted.
+    must not be mounted. A copy goes on when this command is interrupted; the same command joins it.
 
     \b
     Example:
@@ -142,19 +148,25 @@ def blocks(connect: Connect, /, name_or_id: str, *, base: str | None, offset: in
 
 
 def _finished(client: DriverClient, snapshot_id: str) -> dict[str, Any]:
-    """The snapshot once it is copied, with a bar meanwhile.
+    """The snapshot once it is copied, with its progress meanwhile.
 
-    Raises: CallFailed when its copy is given up.
+    Raises: CallFailed when its copy is given up; click.Abort.
     """
-    detail = client.snapshot(snapshot_id)
-    if detail["state"] != "copying":
-        return detail
-    meter: Any = click.progressbar(length=detail["copy_bytes"] or None, label="copying", file=sys.stderr)
-    with meter as bar:
-        while detail["state"] == "copying":
-            bar.update(detail["copied_bytes"] - bar.pos)
+    latest = client.snapshot(snapshot_id)
+
+    def wait() -> dict[str, Any]:
+        nonlocal latest
+        while latest["state"] == "copying":
             time.sleep(_LOOK_SECONDS)
-            detail = client.snapshot(snapshot_id)
+            latest = client.snapshot(snapshot_id)
+        return latest
+
+    def done() -> Amount:
+        return latest["copied_bytes"], latest["copy_bytes"]
+
+    if latest["state"] != "copying":
+        return latest
+    detail = watched("copying", wait, done, goes_on=GOES_ON)
     if detail["state"] != "ready":
         raise CallFailed("INTERNAL", detail["message"])
     return detail

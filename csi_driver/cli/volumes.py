@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from csi_driver.cli import options
-from csi_driver.cli.client import Connect, DriverClient, find_snapshot, find_volume
+from csi_driver.cli.client import GOES_ON, Connect, DriverClient, done_of, find_snapshot, find_volume
 from csi_driver.cli.output import Size, human_bytes, show_fields, show_rows
 from csi_driver.cli.progress import watched
 from csi_driver.errors import CallFailed
@@ -25,6 +25,7 @@ _COLUMNS = {
     "SIZE": "capacity_bytes",
     "ALLOCATED": "allocated_bytes",
     "STATE": "state",
+    "HEALTH": "health",
     "MOUNTED AT": "target_paths",
 }
 _STAGING = "/run/hostvol/staging"
@@ -41,6 +42,8 @@ def volume() -> None:
 @click.pass_obj
 def list_volumes(connect: Connect, endpoint: str, output: str) -> None:
     """Show all volumes, quarantined ones too.
+
+    HEALTH is `ok`, or what is wrong in a word; `hostvol health` has the cause and the remedy.
 
     \b
     Example:
@@ -97,17 +100,16 @@ def create(connect: Connect, /, name: str, endpoint: str, output: str, **asked: 
     with closing(connect(endpoint)) as client:
         source = find_snapshot(client, asked["from_snapshot"]) if asked["from_snapshot"] else None
         parameters = {"type": "image", "pool": "default"} | _parameters_of(source) | _parameters(asked)
-        created = client.create_volume(
+        detail = _created(
+            client,
             name,
             required_bytes=_size(asked["size"], source),
             limit_bytes=asked["limit"],
             block=asked["block"] or (source is not None and source["access"] == "block"),
             fs_type=asked["fs"],
-            mount_flags=(),
             parameters=parameters,
             from_snapshot=source["snapshot_id"] if source is not None else "",
         )
-        detail = client.volume(created["volume_id"])
     show_fields(detail, output)
 
 
@@ -126,7 +128,7 @@ def clone(connect: Connect, /, name_or_id: str, name: str, endpoint: str, output
     """Create a volume called NAME that begins with the content of VOLUME (its id or name).
 
     In a pool on XFS or btrfs this takes no time, and VOLUME may be mounted; in others it is a copy, and VOLUME must
-    not be mounted.
+    not be mounted. A copy goes on when this command is interrupted; the same command joins it.
 
     \b
     Example:
@@ -134,17 +136,16 @@ def clone(connect: Connect, /, name_or_id: str, name: str, endpoint: str, output
     """
     with closing(connect(endpoint)) as client:
         source = find_volume(client, name_or_id)
-        created = client.create_volume(
+        detail = _created(
+            client,
             name,
             required_bytes=asked["size"] or 0,
             limit_bytes=0,
             block=source["access"] == "block",
             fs_type="",
-            mount_flags=(),
             parameters=_parameters_of(source) | _parameters({"kind": None, **asked}),
             from_volume=source["volume_id"],
         )
-        detail = client.volume(created["volume_id"])
     show_fields(detail, output)
 
 
@@ -171,7 +172,8 @@ def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **a
         grown = watched(
             "allocating",
             lambda: client.expand_volume(volume_id, required_bytes=asked["size"], limit_bytes=asked["limit"]),
-            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes) / max(1, asked["size"] - from_bytes),
+            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes, max(1, asked["size"] - from_bytes)),
+            goes_on=GOES_ON,
         )
         places = [*found["staging_paths"], *found["target_paths"]]
         if grown["node_expansion_required"] and places:
@@ -205,7 +207,8 @@ def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoin
         watched(
             "allocating",
             lambda: client.modify_volume(volume_id, wanted),
-            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes) / missing,
+            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes, missing),
+            goes_on=GOES_ON,
         )
         detail = client.volume(volume_id)
     show_fields(detail, output)
@@ -221,8 +224,8 @@ def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoi
     """Put SNAPSHOT (its id or name) in the place of what its VOLUME (id or name) holds. It must not be mounted.
 
     What VOLUME held goes to the trash and stays there; `hostvol trash restore` lets the two change places again. In a
-    pool that cannot share blocks this is a copy, whose progress the driver's log tells; a command that was interrupted
-    joins it when it is repeated.
+    pool that cannot share blocks this is a copy. It goes on when this command is interrupted; the same command joins it
+    while it runs, and begins another rollback afterwards.
 
     \b
     Example:
@@ -232,7 +235,13 @@ def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoi
         found, cut = find_volume(client, name_or_id), find_snapshot(client, snapshot)
         if not yes:
             click.confirm(f"Put {cut['name']} in the place of what {found['volume_id']} holds?", abort=True)
-        entry = client.rollback_volume(found["volume_id"], cut["snapshot_id"])
+        volume_id = found["volume_id"]
+        entry = watched(
+            "copying",
+            lambda: client.rollback_volume(volume_id, cut["snapshot_id"]),
+            lambda: done_of(client, ("rollback",), object_id=volume_id),
+            goes_on=GOES_ON,
+        )
     click.echo(f"{found['volume_id']} holds what {cut['snapshot_id']} holds; to undo it: hostvol trash restore {entry}")
 
 
@@ -301,6 +310,17 @@ def umount(connect: Connect, name_or_id: str, target: str, endpoint: str) -> Non
         client.unpublish(found["volume_id"], target)
         _unstage_ours(client, found["volume_id"])
     click.echo(f"{found['volume_id']} is not mounted at {target}")
+
+
+def _created(client: DriverClient, name: str, **asked: Any) -> dict[str, Any]:
+    """The new volume, with the progress of its copy meanwhile."""
+    created = watched(
+        "copying",
+        lambda: client.create_volume(name, mount_flags=(), **asked),
+        lambda: done_of(client, ("clone", "restore", "fetch"), name=name),
+        goes_on=GOES_ON,
+    )
+    return client.volume(created["volume_id"])
 
 
 def _expand_filesystem(client: DriverClient, volume_id: str, path: str, size_bytes: int) -> None:

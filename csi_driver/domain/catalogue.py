@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from csi_driver.errors import GroupNotFound, HostvolError, NotReady, RecordDamaged, SnapshotNotFound, VolumeNotFound
@@ -208,6 +208,10 @@ class SnapshotCatalogue(Index[Snapshot]):
 
     def __init__(self) -> None:
         super().__init__("snapshot", SnapshotNotFound)
+
+    def served(self, snapshot_ids: Iterable[str]) -> list[Snapshot]:
+        """Those of them that are served."""
+        return [self._by_id[one] for one in snapshot_ids if one in self._by_id]
 
 
 class GroupCatalogue(Index[GroupSnapshot]):

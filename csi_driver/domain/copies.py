@@ -24,6 +24,7 @@ from csi_driver.backends import removal
 from csi_driver.domain import cuts
 from csi_driver.domain.catalogue import SnapshotCatalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.operations import Kind, Operation, Operations
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.progress import Progress
 from csi_driver.errors import CopyFailed, HostvolError, InsufficientCapacity, OperationPending
@@ -46,8 +47,9 @@ class _GivenUp(Exception):
 class Copies:
     """The copies under way on this node."""
 
-    def __init__(self, snapshots: SnapshotCatalogue, claims: Claims) -> None:
+    def __init__(self, snapshots: SnapshotCatalogue, claims: Claims, operations: Operations) -> None:
         self._snapshots = snapshots
+        self._operations = operations
         self._claims = claims
         self._jobs: dict[str, _Job] = {}
         self._failures: OrderedDict[str, Exception] = OrderedDict()
@@ -126,7 +128,8 @@ class Copies:
 
     def _run(self, job: _Job) -> None:
         try:
-            job.run()
+            with self._operations.running(_operation(job)):
+                job.run()
         except _GivenUp:
             pass
         except Exception as cause:
@@ -296,6 +299,11 @@ class _Job:
             raise _GivenUp
         if self.progress.total_bytes:
             self._pool.ledger.copied(self.snapshot.snapshot_id, max(1, self.progress.total_bytes - copied_bytes))
+
+
+def _operation(job: _Job) -> Operation:
+    snapshot = job.snapshot
+    return Operation(Kind.SNAPSHOT, snapshot.snapshot_id, snapshot.name, snapshot.source_volume_id, job.progress)
 
 
 def _explained(job: _Job, cause: Exception) -> Exception:

@@ -19,7 +19,9 @@ _SCRAPE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class VolumeView:
-    """One volume with what the kernel says of it; a quarantined one has only its id and a message."""
+    """One volume with what the kernel says of it; a quarantined one has only its id and a message.
+
+    `health` is "ok", or the reasons why not, with commas, as the node remembers them."""
 
     volume_id: str
     volume: Volume | None = None
@@ -27,6 +29,7 @@ class VolumeView:
     staging_paths: tuple[str, ...] = ()
     target_paths: tuple[str, ...] = ()
     message: str = ""
+    health: str = "RecordQuarantined"
 
 
 def view(node: Node, volume_id: str) -> VolumeView:
@@ -149,13 +152,15 @@ def _view_of(node: Node, volume: Volume) -> VolumeView:
     staged_at = node.mounts.staging_path(volume)
     targets = [entry.target for entry in _mounts(node, volume)]
     staging = (staged_at,) if staged_at and (staged_at in targets or backend.is_attached(volume)) else ()
+    found = node.health.latest(volume)
+    health = ",".join(one.reason for one in found) or "ok"
     try:
         allocated = backend.own_bytes(volume)
-        message = "; ".join(one.message for one in node.health.latest(volume))
+        message = "; ".join(one.message for one in found)
     except OSError as cause:
         allocated, message = 0, f"cannot be measured: {cause.strerror}"
     published = tuple(sorted(target for target in targets if target != staged_at))
-    return VolumeView(volume.volume_id, volume, allocated, staging, published, message)
+    return VolumeView(volume.volume_id, volume, allocated, staging, published, message, health)
 
 
 def _mounts(node: Node, volume: Volume) -> list[MountEntry]:

@@ -19,6 +19,7 @@ from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.extension import Extension
 from csi_driver.domain.ledger import is_counted
+from csi_driver.domain.operations import Kind, Operation, Operations
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.progress import Progress
 from csi_driver.errors import InsufficientCapacity, InvalidField
@@ -32,8 +33,16 @@ class Modification:
     """The modifications of this node's volumes."""
 
     def __init__(
-        self, pools: Pools, catalogue: Catalogue, claims: Claims, extension: Extension, amendment: Amendment
+        self,
+        pools: Pools,
+        catalogue: Catalogue,
+        claims: Claims,
+        extension: Extension,
+        amendment: Amendment,
+        *,
+        operations: Operations,
     ) -> None:
+        self._operations = operations
         self._pools = pools
         self._catalogue = catalogue
         self._claims = claims
@@ -67,8 +76,10 @@ class Modification:
         volume = pool.backend(volume).require_changeable(volume, to)
         wanted = dataclasses.replace(volume, parameters=to)
         _admit(pool, volume, wanted)
+        progress = Progress(f"volume {volume.volume_id}", volume.capacity_bytes)
         try:
-            amended = self._amendment.amend(volume, to, Progress(f"volume {volume.volume_id}", volume.capacity_bytes))
+            with self._operations.running(Operation(Kind.MODIFICATION, volume.volume_id, volume.name, "", progress)):
+                amended = self._amendment.amend(volume, to, progress)
         except BaseException as cause:
             _give_back(pool, volume)
             if isinstance(cause, OSError) and cause.errno in _NO_SPACE:

@@ -26,6 +26,7 @@ from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.members import Members
 from csi_driver.domain.modification import Modification
 from csi_driver.domain.mounts import VolumeMounts
+from csi_driver.domain.operations import Operations
 from csi_driver.domain.pool_growth import PoolGrowth
 from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.publishing import Publishing
@@ -78,7 +79,8 @@ class Node:
         self.claims = Claims()
         kinship = Kinship(self.catalogue, self.snapshot_catalogue)
         self.trash = self.pools.trash = Trash(self.claims, kinship)
-        self.copies = Copies(self.snapshot_catalogue, self.claims)
+        self.operations = Operations()
+        self.copies = Copies(self.snapshot_catalogue, self.claims, self.operations)
         self.mounts = VolumeMounts(self.pools)
         self.pool_growth = PoolGrowth(self.pools, self.claims)
         extension = Extension(self.pools, self.catalogue)
@@ -87,7 +89,9 @@ class Node:
         self.health = Health(node_id, self.mounts, self.catalogue, self.claims)
         self.statistics = Statistics(self.pools, self.catalogue, self.claims)
         amendment = Amendment(self.pools, self.catalogue)
-        self.modification = Modification(self.pools, self.catalogue, self.claims, extension, amendment)
+        self.modification = Modification(
+            self.pools, self.catalogue, self.claims, extension, amendment, operations=self.operations
+        )
         self.growth = Growth(self.mounts, self.catalogue, self.claims, extension)
         freezing = Freezing(state_dir)
         held: _Held = {
@@ -98,7 +102,7 @@ class Node:
             "stills": Stills(freezing),
         }
         self.block_lists = BlockLists(self.pools, self.snapshot_catalogue, self.claims)
-        sources = Sources(node_id, self.pools, **held)
+        sources = Sources(node_id, self.pools, **held, operations=self.operations)
         self.departures = Departures(sources, Throttle(transfer_rate))
         self.arrivals = Arrivals(node_id, Throttle(transfer_rate))
         self.snapshots = Snapshots(node_id, self.pools, **held, groups=self.group_catalogue, trash=self.trash)

@@ -18,6 +18,7 @@ from csi_driver.domain.arrivals import Incoming
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
+from csi_driver.domain.operations import Kind, Operation, Operations
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.progress import Progress
 from csi_driver.domain.stills import Stills
@@ -35,6 +36,7 @@ from csi_driver.faults import crash_point
 from csi_driver.model import (
     AccessType,
     ContentSource,
+    Snapshot,
     SourceKind,
     Volume,
     VolumeParameters,
@@ -98,6 +100,7 @@ class Sources:
         claims: Claims,
         copies: Copies,
         stills: Stills,
+        operations: Operations,
     ) -> None:
         self._node_id = node_id
         self._pools = pools
@@ -106,6 +109,7 @@ class Sources:
         self._claims = claims
         self._copies = copies
         self._stills = stills
+        self._operations = operations
 
     @contextmanager
     def held(self, source: ContentSource, deadline: float | None) -> Iterator[Origin]:
@@ -170,6 +174,7 @@ class Sources:
         """
         contents = self._pools.of(volume).contents(volume.volume_type)
         with ExitStack() as held:
+            held.enter_context(self._operations.running(_arriving(volume, arrival.progress)))
             base = None
             if arrival.base is not None:
                 share = bool(volume.lineage)
@@ -189,7 +194,8 @@ class Sources:
             content_fd = self._readable(origin, held, share=share)
             what = f"volume {volume.volume_id}, from {volume.source.object_id if volume.source else '-'}"
             progress = Progress(what, 0 if share else contents.size_bytes(content_fd))
-            contents.build(volume, content_fd, origin.size_bytes, object_fd, share=share, progress=progress)
+            with self._operations.running(_copying(volume, origin, progress)):
+                contents.build(volume, content_fd, origin.size_bytes, object_fd, share=share, progress=progress)
 
     def _readable(self, origin: Origin, held: ExitStack, *, share: bool) -> int:
         if origin.volume is None:
@@ -280,6 +286,17 @@ def _require_base(object_id: str, held: _Described, incoming: Incoming) -> None:
 
 
 _FIELDS = {"fs_type": "volume_capabilities.mount.fs_type", "block_size": "parameters.blockSize"}
+
+
+def _arriving(volume: Volume, progress: Progress) -> Operation:
+    kind, source_id = (Kind.FETCH, volume.source.object_id) if volume.source else (Kind.IMPORT, "")
+    return Operation(kind, volume.volume_id, volume.name, source_id, progress)
+
+
+def _copying(volume: Volume, origin: Origin, progress: Progress) -> Operation:
+    kind = Kind.ROLLBACK if volume.rollback else Kind.RESTORE if origin.volume is None else Kind.CLONE
+    source_id = origin.described.object_id if isinstance(origin.described, Snapshot | Volume) else ""
+    return Operation(kind, volume.volume_id, volume.name, source_id, progress)
 
 
 def _inherited(spec: VolumeSpec, name: str, asked: Value, held: Value) -> Value:

@@ -100,7 +100,7 @@ class GetVolumeRequest(_message.Message):
     def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class VolumeDetail(_message.Message):
-    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota", "pod", "content_id")
+    __slots__ = ("volume_id", "name", "pool", "type", "access", "filesystem", "provisioning", "capacity_bytes", "allocated_bytes", "created", "staging_paths", "target_paths", "state", "message", "source", "quota", "pod", "content_id", "health")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class VolumeDetail(_message.Message):
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
     CONTENT_ID_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     name: str
     pool: str
@@ -137,7 +138,8 @@ class VolumeDetail(_message.Message):
     quota: str
     pod: str
     content_id: str
-    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ..., pod: _Optional[str] = ..., content_id: _Optional[str] = ...) -> None: ...
+    health: str
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., provisioning: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., staging_paths: _Optional[_Iterable[str]] = ..., target_paths: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source: _Optional[str] = ..., quota: _Optional[str] = ..., pod: _Optional[str] = ..., content_id: _Optional[str] = ..., health: _Optional[str] = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -164,7 +166,7 @@ class GetSnapshotRequest(_message.Message):
     def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class SnapshotDetail(_message.Message):
-    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message", "provisioning", "quota", "content_id")
+    __slots__ = ("snapshot_id", "name", "source_volume_id", "pool", "type", "access", "filesystem", "size_bytes", "created", "state", "copied_bytes", "copy_bytes", "message", "provisioning", "quota", "content_id", "group_snapshot_id")
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +183,7 @@ class SnapshotDetail(_message.Message):
     PROVISIONING_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     CONTENT_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     name: str
     source_volume_id: str
@@ -197,7 +200,102 @@ class SnapshotDetail(_message.Message):
     provisioning: str
     quota: str
     content_id: str
-    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ..., content_id: _Optional[str] = ...) -> None: ...
+    group_snapshot_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., pool: _Optional[str] = ..., type: _Optional[str] = ..., access: _Optional[str] = ..., filesystem: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., copied_bytes: _Optional[int] = ..., copy_bytes: _Optional[int] = ..., message: _Optional[str] = ..., provisioning: _Optional[str] = ..., quota: _Optional[str] = ..., content_id: _Optional[str] = ..., group_snapshot_id: _Optional[str] = ...) -> None: ...
+
+class ListTroublesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Trouble(_message.Message):
+    __slots__ = ("kind", "object_id", "name", "status", "reason", "message")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    object_id: str
+    name: str
+    status: str
+    reason: str
+    message: str
+    def __init__(self, kind: _Optional[str] = ..., object_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ListOperationsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListOperationsResponse(_message.Message):
+    __slots__ = ("operations",)
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    operations: _containers.RepeatedCompositeFieldContainer[Operation]
+    def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...
+
+class Operation(_message.Message):
+    __slots__ = ("kind", "object_id", "name", "source_id", "done_bytes", "total_bytes", "started")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    object_id: str
+    name: str
+    source_id: str
+    done_bytes: int
+    total_bytes: int
+    started: _timestamp_pb2.Timestamp
+    def __init__(self, kind: _Optional[str] = ..., object_id: _Optional[str] = ..., name: _Optional[str] = ..., source_id: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ListGroupSnapshotsRequest(_message.Message):
+    __slots__ = ("max_entries", "starting_token")
+    MAX_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    STARTING_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    max_entries: int
+    starting_token: str
+    def __init__(self, max_entries: _Optional[int] = ..., starting_token: _Optional[str] = ...) -> None: ...
+
+class ListGroupSnapshotsResponse(_message.Message):
+    __slots__ = ("groups", "next_token")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupSnapshotDetail]
+    next_token: str
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupSnapshotDetail, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
+
+class GetGroupSnapshotRequest(_message.Message):
+    __slots__ = ("group_snapshot_id", "name")
+    GROUP_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    group_snapshot_id: str
+    name: str
+    def __init__(self, group_snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class GroupSnapshotDetail(_message.Message):
+    __slots__ = ("group_snapshot_id", "name", "pool", "created", "state", "message", "source_volume_ids", "snapshot_ids", "size_bytes")
+    GROUP_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_VOLUME_IDS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_IDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    group_snapshot_id: str
+    name: str
+    pool: str
+    created: _timestamp_pb2.Timestamp
+    state: str
+    message: str
+    source_volume_ids: _containers.RepeatedScalarFieldContainer[str]
+    snapshot_ids: _containers.RepeatedScalarFieldContainer[str]
+    size_bytes: int
+    def __init__(self, group_snapshot_id: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., source_volume_ids: _Optional[_Iterable[str]] = ..., snapshot_ids: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class ListTrashRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")

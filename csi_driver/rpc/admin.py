@@ -19,12 +19,13 @@ from csi_driver.model import Provisioning, QuotaPolicy, Snapshot, VolumeType
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
+from csi_driver.rpc.overview import OverviewServicer
 
 _PAGE = 500
 Answer = TypeVar("Answer")
 
 
-class AdminServicer:
+class AdminServicer(OverviewServicer):
     """proto/admin.proto."""
 
     def __init__(self, node: Node) -> None:
@@ -184,7 +185,9 @@ def _import_options(asked: admin_pb2.ImportOptions) -> ImportOptions:
 def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
     volume = view.volume
     if volume is None:
-        return admin_pb2.VolumeDetail(volume_id=view.volume_id, state="quarantined", message=view.message)
+        return admin_pb2.VolumeDetail(
+            volume_id=view.volume_id, state="quarantined", message=view.message, health=view.health
+        )
     detail = admin_pb2.VolumeDetail(
         volume_id=volume.volume_id,
         name=volume.name,
@@ -203,6 +206,7 @@ def _detail(view: VolumeView) -> admin_pb2.VolumeDetail:
         quota=volume.parameters.quota if volume.volume_type is VolumeType.DIRECTORY else "",
         source=f"{volume.source.kind} {volume.source.object_id}" if volume.source else "",
         pod=(volume.pod or "unknown") if volume.is_ephemeral else "",
+        health=view.health,
     )
     detail.created.FromMilliseconds(int(volume.created_at * 1000))
     return detail
@@ -248,6 +252,7 @@ def _snapshot_detail(view: SnapshotView) -> admin_pb2.SnapshotDetail:
         state=view.state,
         copied_bytes=view.copied_bytes,
         copy_bytes=view.copy_bytes,
+        group_snapshot_id=snapshot.group_snapshot_id,
         message=view.message,
     )
     detail.created.FromMilliseconds(int(snapshot.created_at * 1000))

@@ -90,7 +90,18 @@ class Client:
             request.capacity_range.required_bytes = required_bytes
             request.capacity_range.limit_bytes = limit_bytes
         request.volume_capabilities.append(_capability(block, fs_type, mount_flags))
-        return plain(self._csi("Controller", "CreateVolume", request).volume)
+        # A copy takes as long as it takes.
+        seconds = None if request.HasField("volume_content_source") else _SECONDS
+        return plain(self._csi("Controller", "CreateVolume", request, seconds).volume)
+
+    def operations(self) -> list[dict[str, Any]]:
+        """What takes long and is under way."""
+        return [plain(one) for one in self._admin("ListOperations", admin_pb2.ListOperationsRequest()).operations]
+
+    def troubles(self) -> Iterator[dict[str, Any]]:
+        """What is wrong with the node."""
+        method = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name["ListTroubles"]
+        yield from map(plain, self._stream(method, admin_pb2.ListTroublesRequest()))
 
     def delete_volume(self, volume_id: str) -> None:
         """DeleteVolume."""
@@ -123,6 +134,35 @@ class Client:
         """DeleteSnapshot."""
         self._csi("Controller", "DeleteSnapshot", csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot_id))
 
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Every group snapshot, page by page."""
+        token = ""
+        while True:
+            page = self._admin("ListGroupSnapshots", admin_pb2.ListGroupSnapshotsRequest(starting_token=token))
+            yield from (plain(group) for group in page.groups)
+            token = page.next_token
+            if not token:
+                return
+
+    def group(self, group_id: str) -> dict[str, Any]:
+        """One group snapshot by its id."""
+        return plain(self._admin("GetGroupSnapshot", admin_pb2.GetGroupSnapshotRequest(group_snapshot_id=group_id)))
+
+    def group_named(self, name: str) -> dict[str, Any]:
+        """One group snapshot by the name that it was created under."""
+        return plain(self._admin("GetGroupSnapshot", admin_pb2.GetGroupSnapshotRequest(name=name)))
+
+    def create_group(self, name: str, source_volume_ids: Sequence[str]) -> str:
+        """CreateVolumeGroupSnapshot; its id."""
+        request = csi_pb2.CreateVolumeGroupSnapshotRequest(name=name, source_volume_ids=source_volume_ids)
+        answer = self._csi("GroupController", "CreateVolumeGroupSnapshot", request)
+        return str(answer.group_snapshot.group_snapshot_id)
+
+    def delete_group(self, group_id: str, snapshot_ids: Sequence[str]) -> None:
+        """DeleteVolumeGroupSnapshot."""
+        request = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group_id, snapshot_ids=snapshot_ids)
+        self._csi("GroupController", "DeleteVolumeGroupSnapshot", request)
+
     def trash(self) -> Iterator[dict[str, Any]]:
         """Everything in the trash, page by page."""
         token = ""
@@ -146,7 +186,7 @@ class Client:
     def rollback_volume(self, volume_id: str, snapshot_id: str) -> str:
         """The trash entry of what the volume held before."""
         request = admin_pb2.RollbackVolumeRequest(volume_id=volume_id, snapshot_id=snapshot_id)
-        return str(self._admin("RollbackVolume", request).entry)
+        return str(self._admin("RollbackVolume", request, None).entry)
 
     def expand_volume(self, volume_id: str, *, required_bytes: int, limit_bytes: int) -> dict[str, Any]:
         """ControllerExpandVolume; the size that the volume has now, and whether `expand_on_node` is to follow."""
@@ -244,20 +284,20 @@ class Client:
         except grpc.RpcError as error:
             raise self._explained(error) from error
 
-    def _csi(self, service: str, method: str, request: Message) -> Any:
-        return self._call(csi_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[method], request)
+    def _csi(self, service: str, method: str, request: Message, seconds: float | None = _SECONDS) -> Any:
+        return self._call(csi_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[method], request, seconds)
 
-    def _admin(self, method: str, request: Message) -> Any:
-        return self._call(admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name[method], request)
+    def _admin(self, method: str, request: Message, seconds: float | None = _SECONDS) -> Any:
+        return self._call(admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name[method], request, seconds)
 
-    def _call(self, method: MethodDescriptor, request: Message) -> Any:
+    def _call(self, method: MethodDescriptor, request: Message, seconds: float | None) -> Any:
         invoke = self._channel.unary_unary(
             f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=message_class(method.output_type).FromString,
         )
         try:
-            return invoke(request, timeout=_SECONDS)
+            return invoke(request, timeout=seconds)
         except grpc.RpcError as error:
             raise self._explained(error) from error
 

@@ -42,6 +42,7 @@ _INSTANT = frozenset(
     {"NodeGetInfo", "NodeGetCapabilities", "ControllerGetCapabilities", "GroupControllerGetCapabilities"}
 )
 _STREAMS = frozenset({"Export", "Import"})
+_FROM_MEMORY = frozenset({"ListOperations"})
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.so_reuseport", 0),
@@ -121,4 +122,6 @@ class NodeServer:
         return self._statistics if method in _STATISTICS else self._mutations
 
     def _admin_threads(self, method: str) -> ThreadPoolExecutor:
+        if method in _FROM_MEMORY:
+            return self._instant
         return self._streams if method in _STREAMS else self._statistics

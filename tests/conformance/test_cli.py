@@ -228,7 +228,8 @@ def test_a_person_sees_how_far_a_long_expansion_is(tmp_path: Path) -> None:
     # A terminal of its own, in which nothing takes long but the work that is watched.
     script = (
         "import time; from csi_driver.cli.progress import watched; began = time.monotonic(); "
-        "print(watched('allocating', lambda: time.sleep(3) or 'done', lambda: (time.monotonic() - began) / 3))"
+        "print(watched('allocating', lambda: time.sleep(3) or 'done', "
+        "lambda: (int(1000 * (time.monotonic() - began)), 3000)))"
     )
     log = tmp_path / "terminal"
     run("script", "--quiet", "--command", f'{sys.executable} -c "{script}"', str(log))

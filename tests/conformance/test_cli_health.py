@@ -1,0 +1,88 @@
+"""`hostvol health` and the column of `hostvol volume list`.
+
+- When all is well, it says so and ends with 0; a volume is `ok`.
+- What is wrong with pools, volumes and records is told with reason, cause and remedy, once each, and ends with 3: neither
+  the code of a failure nor that of a misspelled command.
+- What is well again is not told any more.
+- A pool that hangs keeps neither the driver's memory nor the command from answering.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conformance.test_cli import Done, failed, hostvol, succeeded
+from tests.harness import Driver, PoolPlace, polled, run
+
+
+def health(driver: Driver, *arguments: str) -> Done:
+    return hostvol("health", *arguments, CSI_ENDPOINT=driver.endpoint)
+
+
+def reasons(driver: Driver) -> set[tuple[str, str, str]]:
+    rows = json.loads(health(driver, "-o", "json").stdout)
+    return {(row["kind"], row["name"], row["reason"]) for row in rows}
+
+
+def column(driver: Driver) -> dict[str, str]:
+    rows = json.loads(succeeded(driver, "volume", "list", "-o", "json"))
+    return {row["name"]: row["health"] for row in rows}
+
+
+def test_all_is_well(driver: Driver) -> None:
+    succeeded(driver, "volume", "create", "data", "--size", "8MiB")
+    done = health(driver)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
+    assert health(driver, "-o", "json").stdout == "[]\n"
+    assert column(driver) == {"data": "ok"}
+    assert " ok " in succeeded(driver, "volume", "list")
+    succeeded(driver, "volume", "delete", "data", "--yes")
+
+
+def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(
+    tmp_path: Path, make_driver: Callable[..., Driver]
+) -> None:
+    driver = make_driver(tmp_path / "pool", tmp_path / "second", names=["default", "second"])
+    for name in ("well", "lost", "damaged"):
+        succeeded(driver, "volume", "create", name, "--size", "8MiB")
+    succeeded(driver, "snapshot", "create", "well", "cut")
+    ids = {row["name"]: row["volume_id"] for row in json.loads(succeeded(driver, "volume", "list", "-o", "json"))}
+    driver.stop()
+    volumes = tmp_path / "pool" / "volumes"
+    (volumes / ids["lost"] / "disk.img").rename(tmp_path / "kept")
+    (volumes / ids["damaged"] / "record.json").write_text("{")
+    next((tmp_path / "pool" / "snapshots").iterdir()).joinpath("record.json").write_text("{")
+    (tmp_path / "second" / "hostvol-pool.json").rename(tmp_path / "identity")
+    driver.arguments = [one for one in driver.arguments if one != "--init-pools"]
+    driver.start()
+    expected = {
+        ("pool", "second", "PoolUnavailable"),
+        ("volume", "lost", "ContentMissing"),
+        ("volume", "", "RecordQuarantined"),
+        ("snapshot", "", "RecordQuarantined"),
+    }
+    assert polled(lambda: reasons(driver) == expected, 60), reasons(driver)
+    done = health(driver)
+    assert (done.returncode, done.stderr) == (3, "")
+    for words in ("restore it", str(tmp_path / "second"), ids["damaged"], "DATA_LOSS", "INACCESSIBLE"):
+        assert words in done.stdout
+    assert column(driver) == {"well": "ok", "lost": "ContentMissing", "": "RecordQuarantined"}
+    assert "ContentMissing" in succeeded(driver, "volume", "list")
+    (tmp_path / "kept").rename(volumes / ids["lost"] / "disk.img")
+    assert polled(lambda: reasons(driver) == expected - {("volume", "lost", "ContentMissing")}, 60)
+    failed(1, "hostvol node", arguments=("health",), endpoint=f"unix://{tmp_path}/nobody.sock")
+
+
+def test_a_pool_that_hangs_keeps_nobody_waiting(
+    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver]
+) -> None:
+    place = make_pool("ext4")
+    driver = make_driver(place)
+    succeeded(driver, "volume", "create", "data", "--size", "8MiB")
+    run("fsfreeze", "--freeze", str(place.mount_point))
+    try:
+        assert health(driver).returncode in (0, 3)
+    finally:
+        run("fsfreeze", "--unfreeze", str(place.mount_point))

@@ -1,0 +1,168 @@
+"""How far what takes long is, as a person at a terminal and as a log sees it, and what an interruption does.
+
+- A person sees a bar with percent and bytes, a log a line now and then; standard output is the same.
+- The driver tells copies under way with their bytes: snapshots, clones, restores and rollbacks, and none afterwards.
+- Who interrupts a copy is told that it goes on; the same command joins it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import pytest
+
+from csi_driver.cli import progress
+from csi_driver.pb import admin_pb2
+from tests.conformance.test_cli import succeeded
+from tests.driver.test_snapshot_hard_cases import frozen, written
+from tests.driver.test_snapshots import take_down
+from tests.harness import MIB, Driver, PoolPlace, polled
+
+Amount = tuple[int, int]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_PATIENCE_SECONDS", "_PAUSE_SECONDS", "_LINE_SECONDS"):
+        monkeypatch.setattr(progress, name, 0.01)
+
+
+def watched(amounts: list[Amount | None]) -> str:
+    """Watch a work that ends once all of the amounts were told."""
+    told = iter(amounts)
+    ended = threading.Event()
+
+    def done() -> Amount | None:
+        amount = next(told, None)
+        if amount == amounts[-1]:
+            ended.set()
+        return amount
+
+    def work() -> str:
+        assert ended.wait(30)
+        return "result"
+
+    return progress.watched("copying", work, done)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_log_gets_lines_with_bytes_and_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert watched([None, (0, 4096), (1 << 20, 0), (3 << 20, 4 << 20), (1, 1)]) == "result"
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[:3] == ["copying: 0 B of 4 KiB (0%)", "copying: 1 MiB", "copying: 3 MiB of 4 MiB (75%)"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_interrupts_is_told_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = threading.Event()
+
+    def done() -> Amount:
+        raise KeyboardInterrupt
+
+    with pytest.raises(click.Abort):
+        progress.watched("copying", lambda: ended.wait(30), done, goes_on="it goes on")
+    ended.set()
+    assert "it goes on" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_cannot_be_told_costs_the_work_nothing() -> None:
+    def done() -> Amount:
+        raise ConnectionError
+
+    assert progress.watched("copying", lambda: time.sleep(0.1) or "result", done) == "result"
+
+
+def operations(driver: Driver) -> list[Any]:
+    stub = driver.caller.admin_stub("ListOperations")
+    return list(stub(admin_pb2.ListOperationsRequest(), timeout=20).operations)
+
+
+@contextmanager
+def running(driver: Driver, *arguments: str, terminal: str = "") -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, on a terminal if its record is to be kept in a file."""
+    command = [sys.executable, "-m", "csi_driver", *arguments, "--endpoint", driver.endpoint]
+    if terminal:
+        command = ["script", "--quiet", "--return", "--command", " ".join(command), terminal]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **streams) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def held_in_the_middle(driver: Driver, place: PoolPlace) -> Iterator[Any]:
+    """The copy that begins now does not get on while the block runs."""
+    ends = time.monotonic() + 60
+    while not (found := operations(driver)):
+        assert time.monotonic() < ends
+    with frozen(place):
+        yield found[0]
+
+
+def test_copies_are_told_interrupted_and_joined(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_pool: Callable[..., PoolPlace],
+    make_driver: Callable[..., Driver],
+) -> None:
+    place = make_pool("ext4", size_bytes=4 << 30)
+    driver = make_driver(place)
+    source = written(driver, 400 * MIB)
+    clone = ("volume", "clone", "source", "copy")
+    terminal = str(tmp_path_factory.mktemp("terminal") / "record")
+
+    with running(driver, *clone) as process, held_in_the_middle(driver, place) as operation:
+        assert (operation.kind, operation.name, operation.source_id) == ("clone", "copy", source.volume_id)
+        assert operation.total_bytes >= 400 * MIB
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, "the same command joins it" in err) == (130, True), err
+        [now] = operations(driver)
+        assert (now.object_id, now.started) == (operation.object_id, operation.started)
+        assert 0 <= now.done_bytes < now.total_bytes
+        with running(driver, *clone, terminal=terminal) as joined:
+            assert polled(lambda: "%" in read(terminal), 60)
+    assert polled(lambda: not operations(driver), 60)
+    copy = json.loads(succeeded(driver, *clone, "-o", "json"))
+    assert copy["volume_id"] == operation.object_id
+    shown = read(terminal)
+    assert re.search(r"copying .*\d+%.* of [0-9.]+ MiB", shown), shown
+    assert joined.poll() is not None
+
+    cut = ("snapshot", "create", "source", "cut")
+    with running(driver, *cut, "--no-wait"), held_in_the_middle(driver, place) as operation:
+        assert (operation.kind, operation.name) == ("snapshot", "cut")
+    assert "ready" in succeeded(driver, *cut)
+    for kind, arguments in {
+        "restore": ("volume", "create", "restored", "--from-snapshot", "cut"),
+        "rollback": ("volume", "rollback", "source", "cut", "--yes"),
+    }.items():
+        with running(driver, *arguments) as process:
+            with held_in_the_middle(driver, place) as operation:
+                assert (operation.kind, operation.source_id[:5]) == (kind, "snap-")
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+    assert operations(driver) == []
+    take_down(source)
+
+
+def read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
