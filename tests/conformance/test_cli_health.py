@@ -1,8 +1,8 @@
 """`hostvol health` and the column of `hostvol volume list`.
 
 - When all is well, it says so and ends with 0; a volume is `ok`.
-- What is wrong with pools, volumes and records is told with reason, cause and remedy, once each, and ends with 3: neither
-  the code of a failure nor that of a misspelled command.
+- What is wrong with pools, volumes and records is told with reason, cause and remedy, once each, and ends with 3: not
+  the code of a failure, nor that of a misspelled command.
 - What is well again is not told any more.
 - A pool that hangs keeps neither the driver's memory nor the command from answering.
 """
@@ -55,7 +55,7 @@ def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(
     (volumes / ids["damaged"] / "record.json").write_text("{")
     next((tmp_path / "pool" / "snapshots").iterdir()).joinpath("record.json").write_text("{")
     (tmp_path / "second" / "hostvol-pool.json").rename(tmp_path / "identity")
-    driver.arguments = [one for one in driver.arguments if one != "--init-pools"]
+    driver.init_pools = False
     driver.start()
     expected = {
         ("pool", "second", "PoolUnavailable"),

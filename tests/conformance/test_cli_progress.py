@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,12 +25,13 @@ import pytest
 
 from csi_driver.cli import progress
 from csi_driver.pb import admin_pb2
-from tests.conformance.test_cli import succeeded
-from tests.driver.test_snapshot_hard_cases import frozen, written
-from tests.driver.test_snapshots import take_down
+from tests.driver.test_snapshot_hard_cases import written
 from tests.harness import MIB, Driver, PoolPlace, polled
 
 Amount = tuple[int, int]
+SIZE = 128 * MIB
+# linux/fs.h
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 
 
 @pytest.fixture
@@ -82,7 +85,11 @@ def test_what_cannot_be_told_costs_the_work_nothing() -> None:
     def done() -> Amount:
         raise ConnectionError
 
-    assert progress.watched("copying", lambda: time.sleep(0.1) or "result", done) == "result"
+    def work() -> str:
+        time.sleep(0.1)
+        return "result"
+
+    assert progress.watched("copying", work, done) == "result"
 
 
 def operations(driver: Driver) -> list[Any]:
@@ -110,54 +117,52 @@ def held_in_the_middle(driver: Driver, place: PoolPlace) -> Iterator[Any]:
     ends = time.monotonic() + 60
     while not (found := operations(driver)):
         assert time.monotonic() < ends
-    with frozen(place):
-        yield found[0]
+    directory_fd = os.open(place.mount_point, os.O_RDONLY)
+    try:
+        # Here and now: what a child process would do might come when the copy is over.
+        fcntl.ioctl(directory_fd, _FIFREEZE, 0)
+        try:
+            yield found[0]
+        finally:
+            fcntl.ioctl(directory_fd, _FITHAW, 0)
+    finally:
+        os.close(directory_fd)
 
 
 def test_copies_are_told_interrupted_and_joined(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_pool: Callable[..., PoolPlace],
-    make_driver: Callable[..., Driver],
+    tmp_path: Path, make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver]
 ) -> None:
-    place = make_pool("ext4", size_bytes=4 << 30)
+    place = make_pool("ext4")
     driver = make_driver(place)
-    source = written(driver, 400 * MIB)
+    source = written(driver, SIZE)
+    terminal = str(tmp_path / "terminal")
     clone = ("volume", "clone", "source", "copy")
-    terminal = str(tmp_path_factory.mktemp("terminal") / "record")
-
-    with running(driver, *clone) as process, held_in_the_middle(driver, place) as operation:
-        assert (operation.kind, operation.name, operation.source_id) == ("clone", "copy", source.volume_id)
-        assert operation.total_bytes >= 400 * MIB
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert (process.returncode, "the same command joins it" in err) == (130, True), err
-        [now] = operations(driver)
-        assert (now.object_id, now.started) == (operation.object_id, operation.started)
-        assert 0 <= now.done_bytes < now.total_bytes
-        with running(driver, *clone, terminal=terminal) as joined:
+    with ExitStack() as held:
+        with running(driver, *clone) as process, held_in_the_middle(driver, place) as operation:
+            assert (operation.kind, operation.name, operation.source_id) == ("clone", "copy", source.volume_id)
+            assert operation.total_bytes >= SIZE
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+            assert (process.returncode, "the same command joins it" in err) == (130, True), err
+            joined = held.enter_context(running(driver, *clone, terminal=terminal))
             assert polled(lambda: "%" in read(terminal), 60)
-    assert polled(lambda: not operations(driver), 60)
-    copy = json.loads(succeeded(driver, *clone, "-o", "json"))
-    assert copy["volume_id"] == operation.object_id
-    shown = read(terminal)
-    assert re.search(r"copying .*\d+%.* of [0-9.]+ MiB", shown), shown
-    assert joined.poll() is not None
-
-    cut = ("snapshot", "create", "source", "cut")
-    with running(driver, *cut, "--no-wait"), held_in_the_middle(driver, place) as operation:
-        assert (operation.kind, operation.name) == ("snapshot", "cut")
-    assert "ready" in succeeded(driver, *cut)
-    for kind, arguments in {
-        "restore": ("volume", "create", "restored", "--from-snapshot", "cut"),
-        "rollback": ("volume", "rollback", "source", "cut", "--yes"),
-    }.items():
+            [now] = operations(driver)
+            assert (now.object_id, now.started) == (operation.object_id, operation.started)
+            assert 0 <= now.done_bytes < now.total_bytes
+        assert joined.wait(60) == 0
+    assert re.search(r"copying .*\d+%.* of [0-9.]+ MiB", read(terminal)), read(terminal)
+    assert operation.object_id in read(terminal)
+    for kind, source_kind, arguments in (
+        ("snapshot", "vol-", ("snapshot", "create", "source", "cut")),
+        ("restore", "snap", ("volume", "create", "restored", "--from-snapshot", "cut")),
+        ("rollback", "snap", ("volume", "rollback", "source", "cut", "--yes")),
+    ):
         with running(driver, *arguments) as process:
             with held_in_the_middle(driver, place) as operation:
-                assert (operation.kind, operation.source_id[:5]) == (kind, "snap-")
-            out, err = process.communicate(timeout=60)
+                assert (operation.kind, operation.source_id[:4]) == (kind, source_kind)
+            _, err = process.communicate(timeout=60)
             assert process.returncode == 0, err
     assert operations(driver) == []
-    take_down(source)
 
 
 def read(path: str) -> str:
