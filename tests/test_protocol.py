@@ -152,9 +152,11 @@ def test_the_messages_that_carry_secrets_are_known() -> None:
 
 def test_the_operators_protocol_looks_and_does_what_csi_has_no_call_for() -> None:
     service = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot", "GrowPool"]
+    looks = ["ListPools", "ListVolumes", "GetVolume", "ListSnapshots", "GetSnapshot"]
+    from_memory = ["ListTroubles", "ListOperations", "ListGroupSnapshots", "GetGroupSnapshot"]
     of_the_trash = ["ListTrash", "RestoreTrash", "PurgeTrash", "RollbackVolume"]
-    assert [method.name for method in service.methods] == [*looks, *of_the_trash, "Export", "Import"]
+    expected = [*looks, *from_memory, "GrowPool", *of_the_trash, "Export", "Import"]
+    assert [method.name for method in service.methods] == expected
     assert service.full_name == "hostvol.admin.v1.Admin"
 
 

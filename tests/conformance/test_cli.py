@@ -354,6 +354,10 @@ WITHOUT_A_DRIVER = (
     ("snapshot", "show", "x"),
     ("snapshot", "create", "x", "y"),
     ("snapshot", "delete", "x", "--yes"),
+    ("group", "list"),
+    ("group", "create", "x", "y"),
+    ("group", "delete", "x", "--yes"),
+    ("health",),
 )
 
 

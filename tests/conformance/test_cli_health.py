@@ -4,7 +4,7 @@
 - What is wrong with pools, volumes and records is told with reason, cause and remedy, once each, and ends with 3: not
   the code of a failure, nor that of a misspelled command.
 - What is well again is not told any more.
-- A pool that hangs keeps neither the driver's memory nor the command from answering.
+- A filesystem that hangs is told, and keeps neither command from answering.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conformance.test_cli import Done, failed, hostvol, succeeded
-from tests.harness import Driver, PoolPlace, polled, run
+from tests.harness import MIB, Driver, Workload, polled
+from tests.soak.observing import unanswering_filesystem
 
 
 def health(driver: Driver, *arguments: str) -> Done:
@@ -75,14 +76,12 @@ def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(
     failed(1, "hostvol node", arguments=("health",), endpoint=f"unix://{tmp_path}/nobody.sock")
 
 
-def test_a_pool_that_hangs_keeps_nobody_waiting(
-    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver]
-) -> None:
-    place = make_pool("ext4")
-    driver = make_driver(place)
-    succeeded(driver, "volume", "create", "data", "--size", "8MiB")
-    run("fsfreeze", "--freeze", str(place.mount_point))
-    try:
-        assert health(driver).returncode in (0, 3)
-    finally:
-        run("fsfreeze", "--unfreeze", str(place.mount_point))
+def test_a_filesystem_that_hangs_is_told_and_keeps_nobody_waiting(driver: Driver) -> None:
+    hung = Workload(driver, "hung", fs_type="xfs", size_bytes=300 * MIB)
+    hung.create()
+    hung.stage()
+    with unanswering_filesystem(hung.staging):
+        assert polled(lambda: reasons(driver) == {("volume", "hung", "NotAnswering")}, 60), reasons(driver)
+        assert column(driver) == {"hung": "NotAnswering"}
+    hung.unstage()
+    hung.delete()

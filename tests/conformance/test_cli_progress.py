@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import signal
 import subprocess
@@ -27,11 +25,10 @@ from csi_driver.cli import progress
 from csi_driver.pb import admin_pb2
 from tests.driver.test_snapshot_hard_cases import written
 from tests.harness import MIB, Driver, PoolPlace, polled
+from tests.soak.observing import frozen
 
 Amount = tuple[int, int]
 SIZE = 128 * MIB
-# linux/fs.h
-_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 
 
 @pytest.fixture
@@ -117,16 +114,9 @@ def held_in_the_middle(driver: Driver, place: PoolPlace) -> Iterator[Any]:
     ends = time.monotonic() + 60
     while not (found := operations(driver)):
         assert time.monotonic() < ends
-    directory_fd = os.open(place.mount_point, os.O_RDONLY)
-    try:
-        # Here and now: what a child process would do might come when the copy is over.
-        fcntl.ioctl(directory_fd, _FIFREEZE, 0)
-        try:
-            yield found[0]
-        finally:
-            fcntl.ioctl(directory_fd, _FITHAW, 0)
-    finally:
-        os.close(directory_fd)
+    # Here and now: what a child process would do might come when the copy is over.
+    with frozen(Path(str(place.mount_point))):
+        yield found[0]
 
 
 def test_copies_are_told_interrupted_and_joined(
