@@ -46,7 +46,7 @@ _POOL_GAUGES: dict[str, tuple[str, Callable[[PoolFigures], float]]] = {
     "hostvol_volumes": ("Volumes that are served.", lambda pool: pool.volumes),
     "hostvol_snapshots": ("Snapshots that are served, those not ready yet included.", lambda pool: pool.snapshots),
     "hostvol_last_cut_extents": (
-        "Extents of the image whose blocks were shared last: its writes wait some 17 us for each.",
+        "Extents of the image that was cut last, which its writes waited for.",
         lambda pool: pool.cut_extents,
     ),
     "hostvol_last_cut_seconds": ("How long sharing them took.", lambda pool: pool.cut_seconds),

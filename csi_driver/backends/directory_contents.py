@@ -17,6 +17,7 @@ from csi_driver.backends.increments import Base
 from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, tree_copy
+from csi_driver.linux.reflink import Cost
 from csi_driver.model import MIB, QuotaPolicy, Volume
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
@@ -62,15 +63,15 @@ class DirectoryContents:
     def flush(self, volume: Volume) -> None:
         """Nothing to do: files that share blocks are written out by the kernel first."""
 
-    def extent_count(self, content_fd: int) -> int:
-        """A directory has none of its own."""
-        return 0
+    def sharing_cost(self, content_fd: int) -> Cost:
+        """Not known without looking at every file; nobody waits for the whole of it."""
+        return Cost(0, 0.0)
 
     def size_bytes(self, content_fd: int) -> int:
         """What a copy will have to write, as far as that is known without looking at every file: nothing."""
         return 0
 
-    def share(self, content_fd: int, size_bytes: int, object_fd: int) -> None:
+    def share(self, content_fd: int, size_bytes: int, object_fd: int, expected: Cost | None = None) -> None:
         """The directory again beside the record, its files sharing all blocks with the content; durable.
 
         Raises: OSError: EXDEV where the two cannot share; as tree_copy.copy_tree.
@@ -155,7 +156,7 @@ class DirectoryContents:
             raise _too_large(volume)
         return last.header.content_id
 
-    def still(self, volume: Volume, content_fd: int) -> int | None:
+    def still(self, volume: Volume, content_fd: int, expected: Cost | None = None) -> int | None:
         """Nothing: a directory that does not change is made by a snapshot of it."""
         return None
 

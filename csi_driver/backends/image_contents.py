@@ -14,6 +14,7 @@ from csi_driver.backends.increments import Base
 from csi_driver.errors import VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
+from csi_driver.linux.reflink import Cost
 from csi_driver.model import Volume
 from csi_driver.store.pool import PoolDirectory
 
@@ -68,22 +69,22 @@ class ImageContents:
         finally:
             os.close(device_fd)
 
-    def extent_count(self, content_fd: int) -> int:
-        """What a cut will cost: 17 µs for each, during which the workload's writes wait."""
-        return extents.extent_count(content_fd)
+    def sharing_cost(self, content_fd: int) -> Cost:
+        """What a cut will cost, during which the workload's writes wait."""
+        return reflink.cost(content_fd)
 
     def size_bytes(self, content_fd: int) -> int:
         """What a copy will have to write."""
         return extents.allocated_bytes(content_fd, sync=True).total
 
-    def share(self, content_fd: int, size_bytes: int, object_fd: int) -> None:
+    def share(self, content_fd: int, size_bytes: int, object_fd: int, expected: Cost | None = None) -> None:
         """An image of `size_bytes` beside the record, which shares all blocks with the content; fsynced.
 
         Raises: OSError: EXDEV where the two cannot share; ENOSPC.
         """
         image_fd = self._make(object_fd)
         try:
-            reflink.clone_file(content_fd, image_fd)
+            reflink.clone_file(content_fd, image_fd, expected or reflink.cost(content_fd))
             crash_point("image.shared")
             # An extension of the source that was not finished has left it longer than it is said to be.
             os.ftruncate(image_fd, size_bytes)
@@ -102,11 +103,11 @@ class ImageContents:
         finally:
             os.close(image_fd)
 
-    def still(self, volume: Volume, content_fd: int) -> int | None:
+    def still(self, volume: Volume, content_fd: int, expected: Cost | None = None) -> int | None:
         """A descriptor, the caller's, of the content as of now, which does not change; None where that costs a copy."""
         if not self.can_share:
             return None
-        return reflink.clone_unnamed(content_fd, self._pool.tmp_fd)
+        return reflink.clone_unnamed(content_fd, self._pool.tmp_fd, expected or reflink.cost(content_fd))
 
     def build(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
 from csi_driver.backends.increments import Base
+from csi_driver.linux.reflink import Cost
 from csi_driver.model import Volume
 
 if TYPE_CHECKING:
@@ -36,17 +37,23 @@ class Contents(Protocol):
     def flush(self, volume: Volume) -> None:
         """What was written before to a volume without a filesystem of its own is in its content."""
 
-    def still(self, volume: Volume, content_fd: int) -> int | None:
-        """A descriptor of the content that does not change, whoever writes; None where none can be had at once."""
+    def still(self, volume: Volume, content_fd: int, expected: Cost | None = None) -> int | None:
+        """A descriptor of the content that does not change, whoever writes; None where none can be had at once.
 
-    def extent_count(self, content_fd: int) -> int:
-        """What sharing costs."""
+        `expected`: what `sharing_cost` told.
+        """
+
+    def sharing_cost(self, content_fd: int) -> Cost:
+        """What sharing the content will cost, during which its writers wait."""
 
     def size_bytes(self, content_fd: int) -> int:
         """What copying costs; 0: not known."""
 
-    def share(self, content_fd: int, size_bytes: int, object_fd: int) -> None:
-        """The content beside a record, sharing its blocks; durable but for its name."""
+    def share(self, content_fd: int, size_bytes: int, object_fd: int, expected: Cost | None = None) -> None:
+        """The content beside a record, sharing its blocks; durable but for its name.
+
+        `expected`: what `sharing_cost` told.
+        """
 
     def copy(self, content_fd: int, size_bytes: int, object_fd: int, progress: Callable[[int], None]) -> None:
         """The content beside a record, with blocks of its own; durable but for its name.

@@ -21,7 +21,6 @@ from csi_driver.model import Volume, VolumeType
 
 _log = logging.getLogger("hostvol.snapshots")
 _STALL_BUDGET_SECONDS: Final = 0.5
-SECONDS_PER_EXTENT: Final = 17e-6
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -48,18 +47,17 @@ def admit(pool: Pool, volume: Volume) -> None:
 def share(pool: Pool, volume: Volume, content_fd: int, object_fd: int) -> float:
     """The volume's content beside the record of a snapshot; returns the time of the cut."""
     contents = pool.contents(volume.volume_type)
-    extents = contents.extent_count(content_fd)
-    if extents * SECONDS_PER_EXTENT > _STALL_BUDGET_SECONDS:
+    expected = contents.sharing_cost(content_fd)
+    if expected.seconds > _STALL_BUDGET_SECONDS:
         _log.warning(
-            "volume %s lies in %d extents: its writes wait about %.1f s for this cut; preallocate it and write it once "
-            "in sequence, or defragment it",
+            "volume %s lies in %d extents or more: its writes wait about %.1f s for this cut; preallocate it and "
+            "write it once in sequence, or defragment it",
             volume.volume_id,
-            extents,
-            extents * SECONDS_PER_EXTENT,
+            *expected,
         )
     cut_at, began = time.time(), time.monotonic()
-    contents.share(content_fd, volume.capacity_bytes, object_fd)
-    pool.last_cut.extents, pool.last_cut.seconds = extents, time.monotonic() - began
+    contents.share(content_fd, volume.capacity_bytes, object_fd, expected)
+    pool.last_cut.extents, pool.last_cut.seconds = expected.extents, time.monotonic() - began
     return cut_at
 
 

@@ -21,6 +21,7 @@ from csi_driver.domain.pools import Pool, Pools
 from csi_driver.errors import GroupRefused, InvalidField, SourceNotFound, VolumeBusy, VolumeNotFound
 from csi_driver.faults import crash_point
 from csi_driver.linux import sync
+from csi_driver.linux.reflink import Cost
 from csi_driver.model import GroupSnapshot, Volume, VolumeType, key_of, node_key
 
 # Of the budget of a freeze, what sharing may be expected to take.
@@ -85,7 +86,7 @@ class Members:
         Raises: GroupRefused when it would take too long; FreezeExpired; FreezeBroken; VolumeBusy; OSError.
         """
         frozen = [(member, member.mounted) for member in members if member.mounted is not None]
-        _require_quick([member for member, _ in frozen])
+        expected = _require_quick([member for member, _ in frozen])
         for _, mounted in frozen:
             # Before, so that the freeze itself has little to write.
             sync.sync_filesystem(mounted.fd)
@@ -94,8 +95,8 @@ class Members:
             return time.time()
         with self._freezing.frozen([mounted for _, mounted in frozen]) as freeze:
             cut_at = time.time()
-            for member, _ in frozen:
-                _share(member, held)
+            for (member, _), cost in zip(frozen, expected, strict=True):
+                _share(member, cost, held)
                 freeze.check()
             crash_point("group.cut")
         return cut_at
@@ -153,26 +154,28 @@ def _mounted(pool: Pool, volume: Volume) -> Mounted | None:
     return mounted
 
 
-def _require_quick(members: Sequence[Member]) -> None:
-    extents = {
-        member.volume.volume_id: member.pool.contents(member.volume.volume_type).extent_count(member.content_fd)
-        for member in members
-    }
-    seconds = sum(extents.values()) * cuts.SECONDS_PER_EXTENT
+def _require_quick(members: Sequence[Member]) -> list[Cost]:
+    """What sharing each member will cost.
+
+    Raises: GroupRefused.
+    """
+    costs = [member.pool.contents(member.volume.volume_type).sharing_cost(member.content_fd) for member in members]
+    seconds = sum(cost.seconds for cost in costs)
     if seconds > _SHARING_SECONDS:
-        worst = max(extents, key=extents.__getitem__)
+        worst, member = max(zip(costs, members, strict=True), key=lambda pair: pair[0].seconds)
         raise GroupRefused(
-            worst,
-            f"it lies in {extents[worst]} extents, and the writers would wait {seconds:.1f} s for the cut",
+            member.volume.volume_id,
+            f"it lies in {worst.extents} extents or more, and the writers would wait {seconds:.1f} s for the cut",
             "defragment it, or preallocate it and write it once in sequence",
         )
+    return costs
 
 
-def _share(member: Member, held: ExitStack) -> None:
+def _share(member: Member, expected: Cost, held: ExitStack) -> None:
     contents = member.pool.contents(member.volume.volume_type)
     began = time.monotonic()
-    still_fd = contents.still(member.volume, member.content_fd)
+    still_fd = contents.still(member.volume, member.content_fd, expected)
     assert still_fd is not None
     held.callback(os.close, still_fd)
     member.content_fd = still_fd
-    member.pool.last_cut.seconds = time.monotonic() - began
+    member.pool.last_cut.extents, member.pool.last_cut.seconds = expected.extents, time.monotonic() - began

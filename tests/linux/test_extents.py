@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from csi_driver.linux import extents
+from csi_driver.linux import btrfs, extents
 from csi_driver.linux.extents import Allocation, Extent, allocated_bytes, extent_count, mapped
 
 from .filesystem_images import MIB, mounted, opened, run
@@ -82,6 +82,36 @@ def test_a_map_longer_than_a_batch_is_read_to_its_end(filesystem: Path) -> None:
         assert found.total == found.exclusive
         # du counts the blocks of the map as well.
         assert found.total <= disk_usage(filesystem / "fragmented") <= found.total * 1.02
+
+
+def items(mount_point: Path, inode: int) -> int:
+    """What the filesystem's own tool counts in its trees, of the default subvolume."""
+    os.sync()
+    device = run("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", mount_point).strip()
+    tree = run("btrfs", "inspect-internal", "dump-tree", "-t", "5", device)
+    return len(re.findall(rf"item \d+ key \({inode} EXTENT_DATA ", tree))
+
+
+def test_neighbours_on_btrfs_are_counted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mounted(tmp_path, "btrfs") as place, opened(place / "written", NEW) as fd:
+        assert extent_count(fd) == 0
+        os.pwrite(fd, b"x" * 1000, 0)
+        os.fsync(fd)
+        # So little is inside metadata, in an item of another length.
+        assert extent_count(fd) == items(place, os.fstat(fd).st_ino) == 1
+        btrfs.set_nocow(other := os.open(place / "image", NEW))
+        try:
+            for number in range(400):
+                os.pwrite(other, b"x" * BLOCK, number * BLOCK)
+                os.fdatasync(other)
+            counted = extent_count(other)
+            # More than one answer of the kernel holds, and each is one for the map.
+            assert counted == items(place, os.fstat(other).st_ino) >= 400
+            assert allocated_bytes(other).extents < 40
+            monkeypatch.setattr(extents, "MANY", 350)
+            assert extent_count(other) == 350
+        finally:
+            os.close(other)
 
 
 def test_every_part_of_the_map_has_its_places(filesystem: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,3 +233,30 @@ def test_two_directories_of_one_filesystem_can_share_and_two_filesystems_cannot(
     with opened(place) as one, opened(place / "other") as other, opened(tmp_path) as elsewhere:
         assert reflink.probe(one, other) == reflink.probe(one)
         assert not reflink.probe(one, elsewhere)
+
+
+def test_a_clone_of_many_extents_goes_before_ordinary_threads_unless_it_takes_long(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_reflink(place):
+        pytest.skip("this filesystem shares no blocks")
+    policies = []
+    ioctl = fcntl.ioctl
+
+    def spy(fd: int, request: int, *arguments: Any) -> Any:
+        if request == reflink.FICLONE:
+            policies.append(os.sched_getscheduler(0))
+        return ioctl(fd, request, *arguments)
+
+    monkeypatch.setattr(fcntl, "ioctl", spy)
+    with opened(place / "source", NEW) as source, opened(place) as directory:
+        for number in range(3):
+            os.pwrite(source, b"x" * 4096, number * 8192)
+        os.fsync(source)
+        cost = reflink.cost(source)
+        assert cost.extents == extents.extent_count(source) >= 3
+        assert 0 < cost.seconds < 0.001
+        for expected in (reflink.Cost(1000, 0.017), cost, reflink.Cost(100_000, 0.6), None):
+            os.close(reflink.clone_unnamed(source, directory, expected))
+    assert policies == [os.SCHED_RR | os.SCHED_RESET_ON_FORK, *[os.SCHED_OTHER] * 3]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
