@@ -364,7 +364,7 @@ def cli(context: click.Context) -> None:
     context.obj = _connect
 
 
-@cli.command()
+@cli.command(short_help="Run the driver for this machine's pools.")
 @options.endpoint
 @options.serving
 @click.option(

@@ -210,7 +210,7 @@ def _service_names(namespace: str) -> tuple[str, ...]:
     return tuple(".".join(full[:parts]) for parts in (1, 2, 3, 5))
 
 
-@click.command()
+@click.command(short_help="Run the router of a cluster.")
 @options.endpoint
 @options.serving
 @options.api

@@ -16,7 +16,7 @@ from csi_driver.model import topology_key
 _COLUMNS = {"VOLUME": "volume_id", "NODE": "node", "SIZE": "capacity_bytes"}
 
 
-@click.command()
+@click.command(short_help="List volumes that no PersistentVolume names.")
 @options.endpoint
 @options.api
 @options.output

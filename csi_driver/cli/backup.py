@@ -22,7 +22,7 @@ _STDOUT: Final = 1
 _PIECE_BYTES: Final = 1 << 20
 
 
-@click.command("export")
+@click.command("export", short_help="Write a volume or snapshot to standard output.")
 @click.argument("name_or_id", metavar="VOLUME|SNAPSHOT")
 @click.option("--base", metavar="SNAPSHOT", help="Only what differs from this earlier one of the same volume.")
 @options.endpoint
@@ -53,9 +53,9 @@ def export_content(connect: Connect, name_or_id: str, base: str | None, endpoint
     click.echo(f"{human_bytes(sent_bytes)} exported", err=True)
 
 
-@click.command("import")
+@click.command("import", short_help="Make a volume of what was exported.")
 @click.option("--name", default="", help="Name of the new volume.  [default: that of what was exported]")
-@click.option("--pool", default="", show_default="default, or that of --onto")
+@click.option("--pool", default="", show_default="default, or that of --onto", help="Where it is made.")
 @click.option(
     "--onto", metavar="SNAPSHOT|VOLUME", help="What the stream is relative to: the volume begins as a copy of it."
 )

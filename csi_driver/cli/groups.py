@@ -27,7 +27,7 @@ def group() -> None:
     """Group snapshots: several volumes cut at one instant. `hostvol snapshot list --group` shows the members."""
 
 
-@group.command("list")
+@group.command("list", short_help="Show all group snapshots.")
 @options.endpoint
 @options.output
 @click.pass_obj
@@ -48,7 +48,7 @@ def list_groups(connect: Connect, endpoint: str, output: str) -> None:
             click.echo(f"{row['group_snapshot_id']}: {row['message']}", err=True)
 
 
-@group.command()
+@group.command(short_help="Show everything about one group.")
 @click.argument("name_or_id", metavar="GROUP")
 @options.endpoint
 @options.output
@@ -64,7 +64,7 @@ def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
         show_fields(find_group(client, name_or_id), output)
 
 
-@group.command()
+@group.command(short_help="Take snapshots of several volumes at one instant.")
 @click.argument("name")
 @click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
 @options.endpoint
@@ -86,7 +86,7 @@ def create(connect: Connect, /, name: str, volumes: tuple[str, ...], endpoint: s
         show_fields(client.group(client.create_group(name, volume_ids)), output)
 
 
-@group.command()
+@group.command(short_help="Delete a group and its snapshots.")
 @click.argument("name_or_id", metavar="GROUP")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.endpoint

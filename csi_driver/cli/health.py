@@ -24,7 +24,7 @@ _COLUMNS = {
 }
 
 
-@click.command()
+@click.command(short_help="Show what is wrong, and what to do.")
 @options.endpoint
 @options.output
 @click.pass_obj

@@ -81,6 +81,7 @@ _DRIVER_NAME_OPTION = click.option(
     show_envvar=True,
     default=DEFAULT_DRIVER_NAME,
     show_default=True,
+    help="Name of the driver in the orchestrator; fixed once there are volumes.",
 )
 _SERVING = (
     _DRIVER_NAME_OPTION,
@@ -99,6 +100,7 @@ _SERVING = (
         show_envvar=True,
         default="text",
         show_default=True,
+        help="Text for people, JSON for programs.",
     ),
     click.option(
         "--log-level",
@@ -107,6 +109,7 @@ _SERVING = (
         show_envvar=True,
         default="info",
         show_default=True,
+        help="The least that is logged.",
     ),
     click.option(
         "--shutdown-seconds",

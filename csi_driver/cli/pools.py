@@ -41,7 +41,13 @@ def pool() -> None:
 
 @pool.command("init")
 @click.argument("directory", type=click.Path(resolve_path=True))
-@click.option("--driver-name", envvar="HOSTVOL_DRIVER_NAME", default=DEFAULT_DRIVER_NAME, show_default=True)
+@click.option(
+    "--driver-name",
+    envvar="HOSTVOL_DRIVER_NAME",
+    default=DEFAULT_DRIVER_NAME,
+    show_default=True,
+    help="The driver that may serve it.",
+)
 @click.option(
     "--backing-file",
     "backing_bytes",
@@ -56,7 +62,7 @@ def init(directory: str, driver_name: str, backing_bytes: int | None) -> None:
     that the mount point of a disk that is not mounted is never written to. Doing it again changes nothing.
 
     \b
-    Example:
+    Examples:
       hostvol pool init /mnt/disk1/hostvol
       hostvol node --pool fast=/mnt/disk1/hostvol
       hostvol pool init --backing-file 100GiB /var/lib/hostvol
@@ -83,7 +89,7 @@ def _backed(directory: str, record: BackingRecord) -> str:
     return f"{directory} is a pool of driver {record.driver_name} in a backing file of {size}"
 
 
-@pool.command("grow")
+@pool.command("grow", short_help="Enlarge the backing file of a pool.")
 @click.argument("name")
 @click.argument("size_bytes", metavar="SIZE", type=output.Size())
 @options.endpoint

@@ -36,7 +36,7 @@ def snapshot() -> None:
     """Snapshots: create, look at, delete. `hostvol volume create --from-snapshot` makes a volume of one."""
 
 
-@snapshot.command("list")
+@snapshot.command("list", short_help="Show all snapshots.")
 @click.option("--group", metavar="GROUP", help="Only the members of this group snapshot (its id or name).")
 @options.endpoint
 @options.output
@@ -75,7 +75,7 @@ def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
         show_fields(find_snapshot(client, name_or_id), output)
 
 
-@snapshot.command()
+@snapshot.command(short_help="Take a snapshot of a volume.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.argument("name")
 @click.option("--no-wait", is_flag=True, help="Do not wait until a copy is done.")
@@ -119,7 +119,7 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
     click.echo(f"{found['snapshot_id']} is deleted")
 
 
-@snapshot.command()
+@snapshot.command(short_help="Print where a snapshot holds data, or differs.")
 @click.argument("name_or_id", metavar="SNAPSHOT")
 @click.option("--base", metavar="SNAPSHOT", help="Only what may differ from this earlier one of the same volume.")
 @click.option("--from", "offset", type=click.IntRange(min=0), default=0, help="Leave out what ends before this byte.")

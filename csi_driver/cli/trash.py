@@ -26,7 +26,7 @@ _COLUMNS = {
 }
 
 
-@click.group()
+@click.group(short_help="Deleted volumes and snapshots that are kept.")
 def trash() -> None:
     """Deleted volumes and snapshots, kept for the `retention` of their class: look at, restore, purge."""
 
@@ -54,7 +54,7 @@ def list_trash(connect: Connect, endpoint: str, output: str) -> None:
             click.echo(f"{row['entry']}: {row['message']}", err=True)
 
 
-@trash.command()
+@trash.command(short_help="Bring back what was deleted.")
 @click.argument("entry")
 @options.endpoint
 @click.pass_obj

@@ -33,7 +33,7 @@ _STAGING = "/run/hostvol/staging"
 
 @click.group()
 def volume() -> None:
-    """Volumes: create, mount, look at, expand, delete."""
+    """Volumes: create, clone, mount, look at, expand, delete."""
 
 
 @volume.command("list")
@@ -76,10 +76,17 @@ def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
 )
 @click.option("--limit", type=Size(), default=0, help="At most this much.")
 @click.option("--from-snapshot", default="", metavar="SNAPSHOT", help="Begin with its content (its id or name).")
-@click.option("--type", "kind", type=click.Choice(["image", "directory"]), default=None, show_default="image")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["image", "directory"]),
+    default=None,
+    show_default="image",
+    help="A file that is attached as a device, or a directory.",
+)
 @click.option("--block", is_flag=True, help="A raw block device instead of a filesystem.")
 @click.option("--fs", default="", help="ext4 (default), xfs or btrfs.")
-@click.option("--pool", default=None, show_default="default, or that of the snapshot")
+@click.option("--pool", default=None, show_default="default, or that of the snapshot", help="Where it is made.")
 @click.option("--thick", is_flag=True, help="Allocate all blocks at once.")
 @click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
 @click.option("--parameter", "-p", multiple=True, metavar="KEY=VALUE", help="Any other StorageClass parameter.")
@@ -88,6 +95,9 @@ def show(connect: Connect, name_or_id: str, endpoint: str, output: str) -> None:
 @click.pass_obj
 def create(connect: Connect, /, name: str, endpoint: str, output: str, **asked: Any) -> None:
     """Create a volume called NAME, or find that it is there already.
+
+    From a snapshot in a pool that cannot share blocks (ext4) it is a copy, which goes on when this command is
+    interrupted; the same command joins it.
 
     \b
     Examples:
@@ -113,11 +123,11 @@ def create(connect: Connect, /, name: str, endpoint: str, output: str, **asked: 
     show_fields(detail, output)
 
 
-@volume.command()
+@volume.command(short_help="Make a copy of a volume.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.argument("name")
 @click.option("--size", type=Size(), default=None, show_default="that of VOLUME", help="At least this much.")
-@click.option("--pool", default=None, show_default="that of VOLUME")
+@click.option("--pool", default=None, show_default="that of VOLUME", help="Where it is made.")
 @click.option("--thick", is_flag=True, help="Allocate all blocks at once.")
 @click.option("--no-quota", is_flag=True, help="A directory without a size limit.")
 @click.option("--parameter", "-p", multiple=True, metavar="KEY=VALUE", help="Any other StorageClass parameter.")
@@ -182,7 +192,7 @@ def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **a
     show_fields(detail, output)
 
 
-@volume.command()
+@volume.command(short_help="Change parameters of a volume.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.argument("pairs", metavar="KEY=VALUE", nargs=-1, required=True)
 @options.endpoint
@@ -214,7 +224,7 @@ def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoin
     show_fields(detail, output)
 
 
-@volume.command()
+@volume.command(short_help="Give a volume the content of a snapshot.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.argument("snapshot", metavar="SNAPSHOT")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -245,7 +255,7 @@ def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoi
     click.echo(f"{found['volume_id']} holds what {cut['snapshot_id']} holds; to undo it: hostvol trash restore {entry}")
 
 
-@volume.command()
+@volume.command(short_help="Delete a volume, or move it to the trash.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.endpoint
@@ -267,10 +277,10 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
     click.echo(f"{found['volume_id']} is deleted")
 
 
-@volume.command()
+@volume.command(short_help="Mount a volume.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.argument("target", type=click.Path(resolve_path=True))
-@click.option("--read-only", is_flag=True)
+@click.option("--read-only", is_flag=True, help="Nothing can be written there.")
 @click.option("--flags", default="", metavar="FLAG[,FLAG…]", help="Mount flags, for example noatime.")
 @options.endpoint
 @click.pass_obj
@@ -293,7 +303,7 @@ def mount(connect: Connect, /, name_or_id: str, target: str, endpoint: str, **as
     click.echo(f"{volume_id} is mounted at {target}")
 
 
-@volume.command()
+@volume.command(short_help="Unmount a volume.")
 @click.argument("name_or_id", metavar="VOLUME")
 @click.argument("target", type=click.Path(resolve_path=True))
 @options.endpoint

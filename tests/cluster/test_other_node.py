@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 import pytest
 
-from csi_driver.pb import csi_pb2, peer_pb2
+from csi_driver.pb import admin_pb2, csi_pb2, peer_pb2
 from tests.cluster.cluster import Cluster, Controller, topology, until
 from tests.cluster.peer import Peer, volume_id
 from tests.cluster.test_cluster import HOST, addresses
@@ -244,6 +244,10 @@ def test_identical_calls_join_one_transfer_and_hear_how_far_it_is(slow_cluster: 
     began = time.monotonic()
     creates = [Create(controller, request) for _ in range(3)]
     half_way(target_node)
+    listing = target_node.caller.admin_stub("ListOperations")
+    [operation] = listing(admin_pb2.ListOperationsRequest(), timeout=20).operations
+    assert (operation.kind, operation.name, operation.source_id) == ("fetch", "copy", source)
+    assert 0 < operation.done_bytes < operation.total_bytes
     refused = controller.failure("CreateVolume", request, timeout=1)
     assert refused.code in (Code.ABORTED, Code.DEADLINE_EXCEEDED)
     volume_ids = {create.made().volume_id for create in creates}

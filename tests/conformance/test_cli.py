@@ -119,9 +119,11 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     command = TREE[path]
     if isinstance(command, click.Group):
         for name in command.commands:
-            assert re.search(rf"^  {name} +\S+", done.stdout, re.MULTILINE)
+            assert re.search(rf"^  {name} +\S+.*\.$", done.stdout, re.MULTILINE)
+            assert not re.search(rf"^  {name} .*\.\.\.$", done.stdout, re.MULTILINE), "cut short"
     else:
         assert re.search(rf"Examples?:\n +hostvol {' '.join(path)}", done.stdout)
+        assert [one.opts for one in command.params if isinstance(one, click.Option) and not one.help] == []
     assert hostvol(*path, "-h").stdout == done.stdout
 
 
