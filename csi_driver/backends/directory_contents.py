@@ -25,6 +25,7 @@ from csi_driver.store.pool import PoolDirectory
 if TYPE_CHECKING:
     from csi_driver.streams.frames import Reader
     from csi_driver.streams.header import Header
+    from csi_driver.streams.journal import Journal
 
 _SOME_ROOM: Final = MIB
 
@@ -141,13 +142,15 @@ class DirectoryContents:
         Raises: StreamDamaged; CapacityOutOfRange when the content is more than the volume's size; OSError.
         """
         try:
-            self._backend.build(volume, object_fd)
+            self._begin(volume, stream.journal, object_fd)
             data_fd = durable.open_directory(DATA, dir_fd=object_fd)
             try:
                 last = _received(volume, stream, data_fd, progress, base)
                 sync.sync_filesystem(data_fd)
             finally:
                 os.close(data_fd)
+            if stream.journal is not None:
+                stream.journal.drop(object_fd)
         except OSError as cause:
             if self._is_limit(volume, cause):
                 raise _too_large(volume) from cause
@@ -155,6 +158,15 @@ class DirectoryContents:
         if self._backend.used_in(volume, object_fd) > volume.capacity_bytes:
             raise _too_large(volume)
         return last.header.content_id
+
+    def _begin(self, volume: Volume, journal: Journal | None, object_fd: int) -> None:
+        """The directory with its limit; again, when another process had begun it."""
+        if journal is not None and journal.is_resumed:
+            self._backend.limit(volume, object_fd)
+            return
+        self._backend.build(volume, object_fd)
+        if journal is not None:
+            journal.place(object_fd)
 
     def still(self, volume: Volume, content_fd: int, expected: Cost | None = None) -> int | None:
         """Nothing: a directory that does not change is made by a snapshot of it."""
@@ -206,7 +218,7 @@ def _received(
         kept = None if base is None else bases.Kept(base.content_fd, share=base.share)
         if kept is not None:
             opened.callback(kept.close)
-        tree_building.receive(stream, data_fd, progress=progress, base=kept)
+        tree_building.receive(stream, data_fd, progress=progress, base=kept, journal=stream.journal)
     crash_point("directory.received")
     last = stream
     for last in increments.following(volume, stream):

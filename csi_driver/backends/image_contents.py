@@ -154,12 +154,16 @@ class ImageContents:
         """
         from csi_driver.streams import images  # noqa: PLC0415 - as above
 
-        image_fd = self._make(object_fd) if base is None else self._based(base, object_fd)
+        journal, size_bytes = stream.journal, stream.header.size_bytes
+        image_fd = self._begun(base, object_fd, is_resumed=journal is not None and journal.is_resumed)
         try:
-            os.ftruncate(image_fd, stream.header.size_bytes)
+            os.ftruncate(image_fd, size_bytes)
+            if journal is not None:
+                journal.place(object_fd)
             crash_point("image.receiving")
-            is_incremental = base is not None
-            images.receive(stream, image_fd, stream.header.size_bytes, is_incremental=is_incremental, progress=progress)
+            images.receive(
+                stream, image_fd, size_bytes, is_incremental=base is not None, progress=progress, journal=journal
+            )
             crash_point("image.received")
             last = stream
             for last in increments.following(volume, stream):
@@ -167,10 +171,18 @@ class ImageContents:
                 images.receive(last, image_fd, last.header.size_bytes, is_incremental=True, progress=progress)
                 crash_point("image.followed")
             os.fsync(image_fd)
+            if journal is not None:
+                journal.drop(object_fd)
         finally:
             os.close(image_fd)
         self._adopt(volume, object_fd)
         return last.header.content_id
+
+    def _begun(self, base: Base | None, object_fd: int, *, is_resumed: bool) -> int:
+        """A descriptor, the caller's, of the image to which the stream is written."""
+        if is_resumed:
+            return os.open(IMAGE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=object_fd)
+        return self._make(object_fd) if base is None else self._based(base, object_fd)
 
     def _based(self, base: Base, object_fd: int) -> int:
         """A descriptor, the caller's, of an image that has the content of the base."""

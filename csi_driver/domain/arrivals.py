@@ -1,34 +1,40 @@
 """The contents of other nodes' objects that this node fetches for its new volumes; knows no connection and no disk.
 
-A break of the way is waited out and the content taken up where it is, unseen by whoever reads it. It does not outlive
-the process: what was half-built is cleared at the next start, and the repeated create begins again.
+A break of the way is waited out and the content taken up where it is, unseen by whoever reads it. What has come is
+kept with a journal of it, and the repeated create goes on with that, also in another process.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
+from csi_driver.domain.half_arrivals import HalfArrival
 from csi_driver.domain.progress import Progress
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.transfers import PATIENCE_SECONDS, Carrier, Piece
 from csi_driver.errors import (
     OperationPending,
     SourceElsewhere,
+    StreamDamaged,
     TooManyTransfers,
     TransferInterrupted,
+    TransferLost,
     TransferUnderWay,
 )
 from csi_driver.model import AccessType, ContentSource, VolumeParameters, VolumeType
+from csi_driver.store import durable
 
 if TYPE_CHECKING:
     from csi_driver.domain.sources import Origin
     from csi_driver.streams.frames import Reader
+    from csi_driver.streams.journal import Journal
 
 _log = logging.getLogger("hostvol.transfers")
 _MOST: Final = 2
@@ -46,9 +52,6 @@ class Arrivals:
         self._throttle = throttle
         self._carrier: Carrier | None = None
         self._under_way: dict[str, Arrival] = {}
-        # Tells a source that what an earlier process of this node fetched is over.
-        self._run = secrets.token_hex(8)
-        self._number = itertools.count(1)
 
     def use(self, carrier: Carrier) -> None:
         """There is a way to other nodes from now on."""
@@ -59,24 +62,30 @@ class Arrivals:
         return len(self._under_way)
 
     @contextmanager
-    def begun(self, name: str, source: ContentSource) -> Iterator[Arrival]:
-        """The content of the source for the volume of that name, which it has described by now.
+    def begun(self, name: str, source: ContentSource, half: HalfArrival | None) -> Iterator[Arrival]:
+        """The content of the source for the volume of that name, which it has described by now; `half`: its beginning.
 
         Raises: SourceElsewhere without a way to its node; TooManyTransfers; TransferInterrupted when that node is not
-            reached in some minutes; StreamDamaged; what a Carrier raises.
+            reached in some minutes; StreamDamaged; TransferLost when what comes is not the rest of what has come; what
+            a Carrier raises.
         """
         if self._carrier is None:
             raise SourceElsewhere(source.object_id, self._node_id)
         if len(self._under_way) >= _MOST:
             raise TooManyTransfers(_MOST)
-        arrival = self._under_way[name] = Arrival(
-            self._carrier, source.object_id, f"{self._run}-{next(self._number)}", name, self._count
-        )
+        journal = _journal(name, half)
+        arrival = self._under_way[name] = Arrival(self._carrier, source.object_id, journal, name, self._count)
         try:
             with closing(arrival):
                 arrival.begin()
                 yield arrival
             _log.info("volume %s: its content came from %s: %d bytes", name, source.object_id, arrival.come_bytes)
+        except StreamDamaged as damage:
+            if not journal.is_resumed:
+                raise
+            raise TransferLost(
+                source.object_id, f"what came now is not the rest of what had come: {damage}"
+            ) from damage
         finally:
             del self._under_way[name]
 
@@ -107,15 +116,25 @@ class Incoming:
         self.stream: Reader
         self.base: Origin | None = None
 
-    def read_header(self, chunks: Iterator[bytes]) -> None:
-        """Read what the stream says of itself.
+    def read_header(self, chunks: Iterator[bytes], journal: Journal | None = None) -> None:
+        """Read what the stream says of itself; `journal` is told all that comes.
 
         Raises: StreamDamaged; whatever the chunks raise.
         """
         from csi_driver.streams.frames import Reader  # noqa: PLC0415 - most nodes never do this
 
-        self.stream = Reader(chunks)
+        self.stream = Reader(chunks, journal)
         self.progress.total_bytes = self.stream.header.data_bytes
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what has come can be gone on with, should it end here."""
+        return self.stream.journal is not None and self.stream.journal.is_kept
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a part of it lies where it is built."""
+        return self.stream.journal is not None and self.stream.journal.is_resumed
 
     @property
     def size_bytes(self) -> int:
@@ -156,13 +175,15 @@ class Arrival(Incoming):
     is_named = False
 
     def __init__(
-        self, carrier: Carrier, source_id: str, transfer_id: str, name: str, count: Callable[[int], None]
+        self, carrier: Carrier, source_id: str, journal: Journal, name: str, count: Callable[[int], None]
     ) -> None:
         super().__init__(f"volume {name}, from {source_id} on another node")
         self.source_id = source_id
         self._carrier = carrier
         self._count = count
-        self._transfer_id = transfer_id
+        self._transfer_id = journal.transfer_id
+        self._journal = journal
+        self._is_interrupted = False
         self.come_bytes = 0
         self._moved_at = time.monotonic()
         self._backoff = _FIRST_BACKOFF_SECONDS
@@ -170,14 +191,25 @@ class Arrival(Incoming):
 
     def begin(self) -> None:
         """Ask for it, and read what it says of itself."""
-        self.read_header(self._chunks)
+        self.read_header(self._chunks, self._journal)
 
     def close(self) -> None:
-        """Whole or not, nothing more of it is wanted."""
+        """It is whole, or given up, or will be gone on with."""
         self._chunks.close()
-        self._carrier.end(self._transfer_id, self.source_id)
+        will_go_on = self._is_interrupted and self._journal.is_kept
+        self._journal.close()
+        if not will_go_on:
+            self._carrier.end(self._transfer_id, self.source_id)
 
     def _all_chunks(self) -> Generator[bytes]:
+        if self._journal.is_resumed:
+            for chunk in self._journal.replayed():
+                self.come_bytes += len(chunk)
+                yield chunk
+            _log.info("%s: %d bytes are here, the rest is fetched", self.source_id, self.come_bytes)
+            self._moved_at = time.monotonic()
+            if self._journal.is_whole:
+                return
         while True:
             try:
                 with closing(self._pieces()) as pieces:
@@ -206,9 +238,27 @@ class Arrival(Incoming):
         # What has not begun has nothing to lose: the repeated call begins it.
         patience_seconds = PATIENCE_SECONDS if self.come_bytes else _FIRST_PATIENCE_SECONDS
         if time.monotonic() > self._moved_at + patience_seconds:
+            self._is_interrupted = True
             raise TransferInterrupted(f"{self.source_id} does not arrive: {cause}") from cause
         if self._backoff == _FIRST_BACKOFF_SECONDS:
             _log.warning("%s: interrupted after %d bytes: %s", self.source_id, self.come_bytes, cause)
         if self._carrier.stopped.wait(self._backoff):
+            self._is_interrupted = True
             raise TransferInterrupted("the driver is stopping; repeat the call") from cause
         self._backoff = min(self._backoff * 2, _LAST_BACKOFF_SECONDS)
+
+
+def _journal(name: str, half: HalfArrival | None) -> Journal:
+    """The journal of what comes for the volume of that name.
+
+    The source knows by the part before the dot that what this create had begun before is not wanted any more.
+    """
+    from csi_driver.streams.journal import Journal  # noqa: PLC0415 - most nodes never do this
+
+    if half is None:
+        return Journal(f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.{secrets.token_hex(8)}")
+    object_fd = durable.open_directory(half.volume.volume_id, dir_fd=half.pool.store.tmp_fd)
+    try:
+        return Journal.resumed(object_fd)
+    finally:
+        os.close(object_fd)

@@ -1,27 +1,24 @@
 """The contents of this node's objects that other nodes fetch; knows neither the way to them nor the form of the bytes.
 
-A transfer begins with a cut of its source, or by holding it, and goes on with the same cut however often its way
-breaks: what was sent last is kept, and sent again from where it arrived. What nobody fetches for some minutes is let
-go; so is everything when the process ends, and whoever asks for the rest then is told to begin again.
+A transfer begins with a cut of its source, or by holding it, and goes on with the same cut however often its way breaks
+and whichever process sends: what was sent last is kept, and what is asked for besides is made once more from the cut,
+byte for byte as it was. What nobody fetches for some minutes is let go, also what an earlier process left.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from typing import Final
 
-from csi_driver.domain.sources import Origin, Sources
+from csi_driver.domain.consignments import Consignment, Consignments
+from csi_driver.domain.pools import Pool
 from csi_driver.domain.throttle import Throttle
-from csi_driver.domain.transfers import LEASE_SECONDS, Piece, source_of
+from csi_driver.domain.transfers import LEASE_SECONDS, Piece
 from csi_driver.errors import OperationPending, TooManyTransfers, TransferLost
-
-if TYPE_CHECKING:
-    from csi_driver.streams.header import Header
 
 _log = logging.getLogger("hostvol.transfers")
 _MOST: Final = 4
@@ -34,18 +31,28 @@ _KEPT_PIECES: Final = 12
 class Departures:
     """The transfers that leave this node."""
 
-    def __init__(self, sources: Sources, throttle: Throttle, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, consignments: Consignments, throttle: Throttle, lease_seconds: float = 0.0) -> None:
+        """`lease_seconds`: what nobody reads for so long is let go; 0: LEASE_SECONDS."""
         self.sent_bytes = 0
         self.stopped = threading.Event()
-        self._sources = sources
+        self._consignments = consignments
         self._throttle = throttle
-        self._lease_seconds = lease_seconds
+        self._lease_seconds = lease_seconds or LEASE_SECONDS
         self._lock = threading.Lock()
         self._transfers: dict[str, Departure] = {}
 
     def count(self) -> int:
         """How many sources are held."""
         return len(self._transfers)
+
+    def take_over(self, pool: Pool) -> None:
+        """Hold again what an earlier process held; before the pool's volumes are served."""
+        for consignment in self._consignments.left(pool):
+            transfer = Departure(consignment.transfer_id, consignment.source_id, self._count, self._lapse)
+            transfer.hold(consignment)
+            self._transfers[transfer.transfer_id] = transfer
+            transfer.lease(self._lease_seconds)
+            _log.info("transfer %s: %s is held again", transfer.transfer_id, transfer.source_id)
 
     def open(self, transfer_id: str, source_id: str, offset: int, deadline: float | None) -> Departure:
         """The transfer, ready to be read from `offset`; whoever read it before is cut off.
@@ -55,7 +62,7 @@ class Departures:
         transfer = self._transfers.get(transfer_id)
         if transfer is None:
             if offset:
-                raise TransferLost(source_id, "its node has let the source go, or was restarted")
+                raise TransferLost(source_id, "its node has let the source go")
             transfer = self._begun(transfer_id, source_id, deadline)
         transfer.seek(offset)
         return transfer
@@ -69,17 +76,19 @@ class Departures:
         with self._lock:
             transfer = self._transfers.pop(transfer_id, None)
         if transfer is not None:
-            transfer.close()
+            transfer.end()
             _log.info("transfer %s is over: %d bytes were sent", transfer_id, transfer.sent_bytes)
 
     def stop(self) -> None:
-        """Let everything go."""
+        """Leave everything to the next process."""
         self.stopped.set()
-        for transfer_id in list(self._transfers):
-            self.end(transfer_id)
+        with self._lock:
+            transfers, self._transfers = list(self._transfers.values()), {}
+        for transfer in transfers:
+            transfer.leave()
 
     def _begun(self, transfer_id: str, source_id: str, deadline: float | None) -> Departure:
-        self._end_earlier_runs(transfer_id)
+        self._end_earlier(transfer_id)
         transfer = Departure(transfer_id, source_id, self._count, self._lapse)
         with self._lock:
             if transfer_id in self._transfers:
@@ -88,7 +97,7 @@ class Departures:
                 raise TooManyTransfers(_MOST)
             self._transfers[transfer_id] = transfer
         try:
-            transfer.hold(self._sources, deadline)
+            transfer.hold(self._consignments.begin(transfer_id, source_id, deadline))
         except BaseException:
             self.end(transfer_id)
             raise
@@ -96,11 +105,11 @@ class Departures:
         _log.info("transfer %s: %s is fetched by another node", transfer_id, source_id)
         return transfer
 
-    def _end_earlier_runs(self, transfer_id: str) -> None:
-        """A target that was started again knows nothing of what it fetched before."""
-        node, run = transfer_id.split("-")[:2] if transfer_id.count("-") > 1 else (transfer_id, "")
+    def _end_earlier(self, transfer_id: str) -> None:
+        """A target that begins again what it had begun does not want what it had."""
+        create, dot, _ = transfer_id.rpartition(".")
         for other in list(self._transfers):
-            if other.startswith(f"{node}-") and not other.startswith(f"{node}-{run}-"):
+            if other.startswith(f"{create}.") if dot else _is_of_earlier_run(other, transfer_id):
                 self.end(other)
 
     def _count(self, count: int) -> None:
@@ -110,6 +119,14 @@ class Departures:
     def _lapse(self, transfer: Departure) -> None:
         _log.warning("transfer %s: nobody fetches it any more, %s is let go", transfer.transfer_id, transfer.source_id)
         self.end(transfer.transfer_id)
+
+
+def _is_of_earlier_run(other: str, transfer_id: str) -> bool:
+    """Whether the other one is of a process before this one's, of a target whose ids are NODE-RUN-NUMBER."""
+    if transfer_id.count("-") < 2:
+        return False
+    node, run = transfer_id.split("-")[:2]
+    return other.startswith(f"{node}-") and not other.startswith(f"{node}-{run}-")
 
 
 class Departure:
@@ -123,43 +140,57 @@ class Departure:
         self.sent_bytes = 0
         self._count = count
         self._lapse = lapse
-        self._held = ExitStack()
         self._lock = threading.Lock()
-        self._chunks: Iterator[bytes] = iter(())
+        self._consignment: Consignment | None = None
+        self._chunks: Generator[bytes] | None = None
         self._kept: deque[Piece] = deque(maxlen=_KEPT_PIECES)
-        self._sent_to = 0
+        self._produced_to = 0
+        self._is_produced = False
         self._next = 0
         self._reader = 0
         self._lease_seconds = 0.0
         self._timer: threading.Timer | None = None
         self._is_closed = False
 
-    def hold(self, sources: Sources, deadline: float | None) -> None:
-        """Cut the source, or hold it."""
-        origin = sources.still(source_of(self.source_id), deadline, self._held)
-        contents = origin.pool.contents(origin.volume_type)
-        # Of this cut: whatever else is sent of its source has other bytes.
-        header = header_of(origin, self.source_id, self.transfer_id, self.source_id)
-        self._chunks = self._held.enter_context(closing(contents.sent(header, origin.content_fd)))
+    def hold(self, consignment: Consignment) -> None:
+        """This is what is sent.
+
+        Raises: TransferLost when the transfer is over already.
+        """
+        with self._lock:
+            if not self._is_closed:
+                self._consignment = consignment
+                self._rewind()
+                return
+        consignment.let_go()
+        raise TransferLost(self.source_id, "its target does not want it any more")
 
     def lease(self, seconds: float) -> None:
         """Let go of it when nobody reads for so long."""
-        self._lease_seconds = seconds
-        self._rest()
+        with self._lock:
+            self._lease_seconds = seconds
+            self._rest()
 
     def seek(self, offset: int) -> None:
         """Send from here on.
 
-        Raises: TransferLost when that is too far back.
+        Raises: TransferLost when the content has no such place; OperationPending while it is not held yet.
         """
         with self._lock:
-            if offset != self._sent_to and offset not in {piece.offset for piece in self._kept}:
-                raise TransferLost(self.source_id, f"what stands at {offset} was sent long ago")
+            if self._consignment is None:
+                raise OperationPending(f"transfer {self.transfer_id}")
+            if self._is_produced and offset > self._produced_to:
+                raise TransferLost(self.source_id, f"it has no byte {offset}")
+            if offset < self._produced_to and self._kept_at(offset) is None:
+                self._rewind()
             self._next = offset
             self._reader += 1
 
     def pieces(self) -> Iterator[Piece]:
-        """All from the place that was sought, to the end; shorter when another reader begins."""
+        """All from the place that was sought, to the end; shorter when another reader begins.
+
+        Raises: TransferLost when the content has no such place; OSError.
+        """
         with self._lock:
             reader = self._reader
             self._wake()
@@ -176,32 +207,65 @@ class Departure:
                 if reader == self._reader:
                     self._rest()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Hold nothing any more. Idempotent."""
+        consignment = self._closed()
+        if consignment is not None:
+            consignment.let_go()
+
+    def leave(self) -> None:
+        """Hold nothing any more in this process. Idempotent."""
+        consignment = self._closed()
+        if consignment is not None:
+            consignment.leave()
+
+    def _closed(self) -> Consignment | None:
         with self._lock:
             self._is_closed = True
             self._reader += 1
             self._wake()
-            self._held.close()
+            if self._chunks is not None:
+                self._chunks.close()
+            consignment, self._consignment = self._consignment, None
+            return consignment
 
     def _piece(self, reader: int) -> Piece | None:
-        with self._lock:
-            if reader != self._reader:
-                return None
-            for piece in self._kept:
-                if piece.offset == self._next:
-                    break
-            else:
-                piece = self._produced()
-            self._next = piece.offset + len(piece.data)
-            return piece
+        while True:
+            with self._lock:
+                if reader != self._reader:
+                    return None
+                piece = self._kept_at(self._next) or self._produced()
+                behind = piece.offset + len(piece.data)
+                if piece.is_last and self._next > behind:
+                    raise TransferLost(self.source_id, f"it has no byte {self._next}")
+                # Else it is made only to come to what is wanted.
+                if piece.is_last or behind > self._next:
+                    piece = replace(piece, offset=self._next, data=piece.data[self._next - piece.offset :])
+                    self._next = behind
+                    return piece
+
+    def _kept_at(self, offset: int) -> Piece | None:
+        for piece in self._kept:
+            if piece.offset <= offset < piece.offset + len(piece.data) or (piece.is_last and piece.offset == offset):
+                return piece
+        return None
 
     def _produced(self) -> Piece:
+        assert self._chunks is not None
         data = next(self._chunks, b"")
-        piece = Piece(self._sent_to, data, is_last=not data)
-        self._sent_to += len(data)
+        piece = Piece(self._produced_to, data, is_last=not data)
+        self._produced_to += len(data)
+        self._is_produced = piece.is_last
         self._kept.append(piece)
         return piece
+
+    def _rewind(self) -> None:
+        assert self._consignment is not None
+        if self._chunks is not None:
+            self._chunks.close()
+        self._chunks = self._consignment.sent()
+        self._kept.clear()
+        self._produced_to, self._is_produced = 0, False
 
     def _wake(self) -> None:
         if self._timer is not None:
@@ -215,25 +279,3 @@ class Departure:
         self._timer = threading.Timer(self._lease_seconds, self._lapse, (self,))
         self._timer.daemon = True
         self._timer.start()
-
-
-def header_of(origin: Origin, source_id: str, content_id: str, name: str) -> Header:
-    """What a stream of the source says of itself."""
-    from csi_driver.streams.header import Header  # noqa: PLC0415 - most nodes never do this
-
-    described = origin.described
-    return Header(
-        volume_type=origin.volume_type,
-        access_type=described.access_type,
-        fs_type=described.fs_type,
-        size_bytes=origin.size_bytes,
-        content_id=content_id,
-        source_id=source_id,
-        source_volume_id=source_id,
-        name=name,
-        created_at=time.time(),
-        block_size=described.parameters.block_size,
-        provisioning=described.parameters.provisioning,
-        quota=described.parameters.quota,
-        data_bytes=origin.pool.contents(origin.volume_type).size_bytes(origin.content_fd),
-    )

@@ -11,6 +11,7 @@ from csi_driver.domain.arrivals import Arrivals
 from csi_driver.domain.block_lists import BlockLists
 from csi_driver.domain.catalogue import Catalogue, GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
+from csi_driver.domain.consignments import Consignments
 from csi_driver.domain.copies import Copies
 from csi_driver.domain.departures import Departures
 from csi_driver.domain.ephemeral import Ephemeral
@@ -21,6 +22,7 @@ from csi_driver.domain.group_departures import GroupDepartures
 from csi_driver.domain.group_startup import GroupStartup
 from csi_driver.domain.groups import Groups
 from csi_driver.domain.growth import Growth
+from csi_driver.domain.half_arrivals import HalfArrivals
 from csi_driver.domain.health import Health
 from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.members import Members
@@ -38,6 +40,7 @@ from csi_driver.domain.startup import Startup
 from csi_driver.domain.statistics import Statistics
 from csi_driver.domain.stills import Stills
 from csi_driver.domain.throttle import Throttle
+from csi_driver.domain.transfer_startup import TransferStartup
 from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Undelete
 from csi_driver.domain.volumes import Volumes
@@ -103,7 +106,8 @@ class Node:
         }
         self.block_lists = BlockLists(self.pools, self.snapshot_catalogue, self.claims)
         sources = Sources(node_id, self.pools, **held, operations=self.operations)
-        self.departures = Departures(sources, Throttle(transfer_rate))
+        self.departures = Departures(Consignments(sources), Throttle(transfer_rate))
+        half_arrivals = HalfArrivals(self.claims)
         self.arrivals = Arrivals(node_id, Throttle(transfer_rate))
         self.snapshots = Snapshots(node_id, self.pools, **held, groups=self.group_catalogue, trash=self.trash)
         self.volumes = Volumes(
@@ -114,6 +118,7 @@ class Node:
             staging=self.staging,
             sources=sources,
             arrivals=self.arrivals,
+            half_arrivals=half_arrivals,
             trash=self.trash,
         )
 
@@ -150,6 +155,7 @@ class Node:
             trash=self.trash,
             groups=self.group_catalogue,
             group_startup=GroupStartup(self.snapshot_catalogue, self.group_catalogue, leaving),
+            transfers=TransferStartup(self.departures, half_arrivals),
             mounts=self.mounts,
             extension=extension,
             amendment=amendment,

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -87,6 +87,9 @@ class Origin:
         return self.described.parameters.volume_type
 
 
+_Cut = Callable[[Origin, Volume, ExitStack], int]
+
+
 class Sources:
     """The volumes and snapshots of this node as sources."""
 
@@ -157,15 +160,48 @@ class Sources:
 
         Raises: as `held` and `fill`.
         """
+        return self._still(source, deadline, held, _cut)[0]
+
+    def consigned(
+        self, source: ContentSource, deadline: float | None, held: ExitStack, name: str
+    ) -> tuple[Origin, bool]:
+        """As `still`; but what is cut, if anything (True), is `tmp/<name>` of the source's pool, and the caller's.
+
+        Raises: as `still`; nothing is there then.
+        """
+
+        def cut(origin: Origin, volume: Volume, held: ExitStack) -> int:
+            return _cut_named(origin, volume, held, name)
+
+        return self._still(source, deadline, held, cut)
+
+    def held_again(
+        self, pool: Pool, source: ContentSource, volume_type: VolumeType, held: ExitStack, cut_name: str
+    ) -> int:
+        """The content that another process consigned: the cut of that name, or the source, which is held by claim.
+
+        Raises: VolumeDamaged when it is gone; OperationPending; OSError.
+        """
+        room_fd, object_id = pool.store.tmp_fd, cut_name
+        if not cut_name:
+            is_snapshot = source.kind is SourceKind.SNAPSHOT
+            held.enter_context(self._claims.reading(("snapshot" if is_snapshot else "volume", source.object_id)))
+            room_fd = pool.store.snapshots_fd if is_snapshot else pool.store.volumes_fd
+            object_id = source.object_id
+        content_fd = pool.contents(volume_type).open(room_fd, object_id)
+        held.callback(os.close, content_fd)
+        return content_fd
+
+    def _still(self, source: ContentSource, deadline: float | None, held: ExitStack, cut: _Cut) -> tuple[Origin, bool]:
         with ExitStack() as looking:
             origin = looking.enter_context(self.held(source, deadline))
             if origin.volume is not None:
                 contents = origin.pool.contents(origin.volume_type)
                 if contents.can_share:
-                    return dataclasses.replace(origin, content_fd=_cut(origin, origin.volume, held))
+                    return dataclasses.replace(origin, content_fd=cut(origin, origin.volume, held)), True
                 cuts.require_at_rest(origin.pool, contents, origin.volume, origin.content_fd)
             held.push(looking.pop_all())
-        return origin
+        return origin, False
 
     def receive(self, volume: Volume, arrival: Incoming, object_fd: int) -> str:
         """The content of the volume that is being built in its directory, as it comes; returns its content_id.
@@ -315,15 +351,32 @@ def _cut(origin: Origin, volume: Volume, held: ExitStack) -> int:
     if still_fd is None:
         still_fd = _cut_in_tmp(origin, volume, held)
     held.callback(os.close, still_fd)
-    crash_point("transfer.cut")
+    return still_fd
+
+
+def _cut_named(origin: Origin, volume: Volume, held: ExitStack, name: str) -> int:
+    """As `_cut`, but it stays under `tmp/` when `held` ends."""
+    pool = origin.pool
+    cuts.flush(pool, volume)
+    cuts.admit(pool, volume)
+    with ExitStack() as undo:
+        undo.callback(_clear, pool, name)
+        still_fd = _shared_in_tmp(origin, volume, name)
+        held.callback(os.close, still_fd)
+        crash_point("transfer.cut")
+        undo.pop_all()
     return still_fd
 
 
 def _cut_in_tmp(origin: Origin, volume: Volume, held: ExitStack) -> int:
     """For what cannot be without a name; cleared at the next start, should this process not come to it."""
-    pool = origin.pool
     name = f"{volume.volume_id}.{secrets.token_hex(4)}"
-    held.callback(_clear, pool, name)
+    held.callback(_clear, origin.pool, name)
+    return _shared_in_tmp(origin, volume, name)
+
+
+def _shared_in_tmp(origin: Origin, volume: Volume, name: str) -> int:
+    pool = origin.pool
     object_fd = pool.store.begin(name)
     try:
         cuts.share(pool, volume, origin.content_fd, object_fd)

@@ -26,6 +26,7 @@ from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.mounts import VolumeMounts
 from csi_driver.domain.pool_growth import room_below
 from csi_driver.domain.pools import Pool, PoolOptions, Pools, backed_bytes, initialise_backed_pool, initialise_pool
+from csi_driver.domain.transfer_startup import TransferStartup
 from csi_driver.domain.trash import Trash
 from csi_driver.errors import (
     InsufficientCapacity,
@@ -67,6 +68,7 @@ class Indexes:
     trash: Trash
     groups: GroupCatalogue
     group_startup: GroupStartup
+    transfers: TransferStartup
 
     def miss(self, pool: str, reason: str) -> None:
         """The pool is not served: what is not known may be in it."""
@@ -98,13 +100,14 @@ class Startup:
         trash: Trash,
         groups: GroupCatalogue,
         group_startup: GroupStartup,
+        transfers: TransferStartup,
         mounts: VolumeMounts,
         extension: Extension,
         amendment: Amendment,
     ) -> None:
         self._pools = pools
         self._stopped = threading.Event()
-        indexes = Indexes(catalogue, snapshots, kinship, resume, trash, groups, group_startup)
+        indexes = Indexes(catalogue, snapshots, kinship, resume, trash, groups, group_startup, transfers)
         loader = PoolLoader(
             driver_name,
             state_dir,
@@ -188,6 +191,7 @@ class _Keeper(threading.Thread):
         while True:
             leftovers += pool.take_uncleared()
             leftovers = [left for left in leftovers if not _cleared(pool, *left)]
+            self._indexes.transfers.tend(pool)
             _tend(pool, self._indexes.trash)
             if self._stopped.wait(_TEND_SECONDS):
                 return
@@ -294,6 +298,7 @@ class PoolLoader:
         volumes = [self._settled(volume) for volume in volumes]
         # The volumes are found by requests only after everything that is known of them.
         self._adopt_states(pool, {volume.volume_id for volume in volumes})
+        self._indexes.transfers.take_over(pool)
         self._indexes.snapshots.add_all(snapshots)
         self._indexes.group_startup.take_over(pool)
         self._indexes.resume(pool, [one for one in snapshots if not one.is_ready], volumes)

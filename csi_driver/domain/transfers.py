@@ -13,6 +13,8 @@ from csi_driver.model import ContentSource, SourceKind
 # its target waits, and the target longer than an orchestrator takes to repeat a create (five minutes).
 PATIENCE_SECONDS: Final = 360.0
 LEASE_SECONDS: Final = 400.0
+# What has come stays so long without anybody who asks for it again; counted anew by a process that finds it.
+KEPT_SECONDS: Final = 900.0
 
 
 @dataclass(frozen=True, slots=True)

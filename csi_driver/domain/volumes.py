@@ -22,6 +22,7 @@ from csi_driver.domain.arrivals import Arrivals, Incoming
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.disposal import Disposal
+from csi_driver.domain.half_arrivals import HalfArrivals
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.sources import Origin, Sources, resolved
 from csi_driver.domain.staging import Staging
@@ -32,13 +33,15 @@ from csi_driver.errors import (
     InsufficientCapacity,
     OperationPending,
     TopologyUnsatisfiable,
+    TransferInterrupted,
+    TransferLost,
     UndoFailed,
     VolumeConflict,
     VolumeNotFound,
 )
 from csi_driver.faults import crash_point
 from csi_driver.model import CapacityRange, ContentSource, Volume, VolumeId, VolumeSpec, node_key
-from csi_driver.store import records
+from csi_driver.store import durable, records
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -56,6 +59,7 @@ class Volumes:
         staging: Staging,
         sources: Sources,
         arrivals: Arrivals,
+        half_arrivals: HalfArrivals,
         trash: Trash,
     ) -> None:
         self._node_id = node_id
@@ -66,6 +70,7 @@ class Volumes:
         self._staging = staging
         self._sources = sources
         self._arrivals = arrivals
+        self._half_arrivals = half_arrivals
         self._trash = trash
         self._disposal = Disposal()
 
@@ -133,11 +138,28 @@ class Volumes:
         if spec.source is None:
             return self._built(pool, self._planned(spec), None)
         if self._sources.is_elsewhere(spec.source):
-            with self._arrivals.begun(spec.name, spec.source) as arrival:
-                return self._built(pool, self._planned_copy(resolved(spec, arrival), arrival, shares=False), arrival)
+            return self._arrived(pool, spec, spec.source)
         with self._sources.held(spec.source, deadline) as origin:
             planned = self._planned_copy(resolved(spec, origin), origin, shares=pool.shares_with(origin.pool))
             return self._built(pool, planned, origin)
+
+    def _arrived(self, pool: Pool, spec: VolumeSpec, source: ContentSource) -> Volume:
+        half = self._half_arrivals.get(spec.name)
+        if half is not None and (half.pool is not pool or half.volume.source != source):
+            self._half_arrivals.drop(half)
+            half = None
+        try:
+            with self._arrivals.begun(spec.name, source, half) as arrival:
+                planned = self._planned_copy(resolved(spec, arrival), arrival, shares=False)
+                if half is None:
+                    return self._built(pool, planned, arrival)
+                if not half.fits(planned):
+                    raise TransferLost(source.object_id, "another volume was asked for by this name before")
+                return self._completed(pool, half.volume, arrival)
+        except (TransferLost, ValueError, OSError):
+            if half is not None:
+                self._half_arrivals.drop(half)
+            raise
 
     def _taken_in(self, spec: VolumeSpec, incoming: Incoming, base: ContentSource | None) -> Volume:
         existing = self._catalogue.named(spec.name)
@@ -161,10 +183,15 @@ class Volumes:
     def _built(self, pool: Pool, planned: Volume, origin: Origin | Incoming | None) -> Volume:
         volume = pool.backend(planned).choose_identity(planned)
         self._admit(pool, volume)
+        return self._completed(pool, volume, origin)
+
+    def _completed(self, pool: Pool, volume: Volume, origin: Origin | Incoming | None) -> Volume:
+        """The volume whose space is promised, built whole; what has come of it from another node is there already."""
         try:
             volume = self._build(pool, volume, origin)
         except BaseException:
-            pool.ledger.forget(volume)
+            if not self._half_arrivals.has(volume):
+                pool.ledger.forget(volume)
             raise
         # fallocate gave a thick one all it will need; a thin one is measured when that matters, and so is one that
         # shares blocks.
@@ -210,12 +237,7 @@ class Volumes:
     def _build(self, pool: Pool, volume: Volume, origin: Origin | Incoming | None) -> Volume:
         with ExitStack() as undo, ExitStack() as opened:
             undo.callback(self._undo_build, pool, volume)
-            object_fd = pool.store.begin(volume.volume_id)
-            opened.callback(os.close, object_fd)
-            crash_point("create.begun")
-            # The record goes first: whoever clears a half-built object reads there which project id it took.
-            records.write_volume(object_fd, volume)
-            crash_point("create.recorded")
+            object_fd = self._opened(pool, volume, opened)
             try:
                 if origin is None:
                     pool.backend(volume).build(volume, object_fd)
@@ -227,16 +249,36 @@ class Volumes:
                         crash_point("create.content_named")
                 else:
                     self._sources.fill(volume, origin, object_fd, share=bool(volume.lineage))
+            except TransferInterrupted:
+                if isinstance(origin, Incoming) and origin.is_kept:
+                    self._half_arrivals.keep(pool, volume)
+                    undo.pop_all()
+                raise
             except OSError as cause:
                 raise _explained(cause, pool, volume) from cause
             crash_point("create.built")
             pool.store.commit(volume.volume_id, object_fd)
             crash_point("create.committed")
             undo.pop_all()
+        self._half_arrivals.forget(volume)
         return volume
 
-    @staticmethod
-    def _undo_build(pool: Pool, volume: Volume) -> None:
+    def _opened(self, pool: Pool, volume: Volume, opened: ExitStack) -> int:
+        """The directory in which the volume is built, with its record; another process may have made it."""
+        if self._half_arrivals.has(volume):
+            object_fd = durable.open_directory(volume.volume_id, dir_fd=pool.store.tmp_fd)
+            opened.callback(os.close, object_fd)
+            return object_fd
+        object_fd = pool.store.begin(volume.volume_id)
+        opened.callback(os.close, object_fd)
+        crash_point("create.begun")
+        # The record goes first: whoever clears a half-built object reads there which project id it took.
+        records.write_volume(object_fd, volume)
+        crash_point("create.recorded")
+        return object_fd
+
+    def _undo_build(self, pool: Pool, volume: Volume) -> None:
+        self._half_arrivals.forget(volume)
         try:
             removal.clear(pool.store.tmp_fd, volume.volume_id)
         except OSError as cause:
@@ -256,6 +298,7 @@ class Volumes:
         try:
             volume = self._catalogue.get(volume_id)
         except VolumeNotFound:
+            self._half_arrivals.delete(volume_id)
             self._disposal.clear(volume_id)
             return
         pool = self._pools.of(volume)

@@ -8,13 +8,15 @@
                            .kept a retired duplicate, .replaced content that a rollback replaced (an operator decides),
                            .out on its way out, .rollback-<token> about to take the place of a volume's content
        templates/          formatted images that new ones are cloned from; can be rebuilt at any time
-       tmp/                objects being built; emptied at start, but for redo logs, which are carried out
+       tmp/                objects being built; emptied at start, but for redo logs, which are carried out, and for
+                           what is on its way between nodes: .sent what is held to be sent, and volumes in part arrived
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -34,6 +36,10 @@ _ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP, GROUPS)
 REDO_SUFFIX = ".redo"
 # A snapshot whose group decides, at a start, whether it was made.
 MEMBER_SUFFIX = ".member"
+# A content that is held to be sent to another node.
+SENT_SUFFIX = ".sent"
+# In the directory of a volume whose content comes from another node: what of it has come.
+JOURNAL = "arrived"
 _LIMIT_BYTES = 4096
 # The path leads nowhere, or to what never was a directory (a symbolic link, too).
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -157,6 +163,8 @@ class PoolDirectory:
         # Listed before the first request: what is built later is not among them.
         self.leftovers_at_open = self._leftovers()
         self.members_at_open = [name for name in os.listdir(self.tmp_fd) if name.endswith(MEMBER_SUFFIX)]
+        self.sent_at_open = [name for name in os.listdir(self.tmp_fd) if name.endswith(SENT_SUFFIX)]
+        self.arrived_at_open = [name for name in os.listdir(self.tmp_fd) if self._is_arriving(name)]
 
     def close(self) -> None:
         """Close every descriptor; the object is unusable afterwards."""
@@ -286,9 +294,23 @@ class PoolDirectory:
     def _leftovers(self) -> list[tuple[int, str]]:
         """What a start has to clear: half-built objects and those on their way out, as (room descriptor, name)."""
         building = [
-            (self.tmp_fd, name) for name in os.listdir(self.tmp_fd) if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX))
+            (self.tmp_fd, name)
+            for name in os.listdir(self.tmp_fd)
+            if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX, SENT_SUFFIX)) and not self._is_arriving(name)
         ]
         return building + [(self.trash_fd, name) for name in os.listdir(self.trash_fd) if name.endswith(OUT)]
+
+    def _is_arriving(self, name: str) -> bool:
+        try:
+            object_fd = durable.open_directory(name, dir_fd=self.tmp_fd)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISREG(os.stat(JOURNAL, dir_fd=object_fd, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+        finally:
+            os.close(object_fd)
 
     def kept_names(self) -> list[str]:
         """What lies in the trash until an operator removes it."""

@@ -14,10 +14,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from csi_driver.errors import StreamDamaged
 from csi_driver.streams.header import Header
+
+if TYPE_CHECKING:
+    from csi_driver.streams.journal import Journal
 
 MAGIC: Final = b"hostvol stream 1\n"
 # No frame is longer with its head: it fits into one message of 1 MiB.
@@ -25,10 +28,10 @@ MAX_PAYLOAD_BYTES: Final = (1 << 20) - (1 << 12)
 MAX_DATA_BYTES: Final = (1 << 20) - (1 << 16)
 _GATHERED_BYTES: Final = 1 << 16
 # Kind, length of the payload, CRC-32.
-_HEAD: Final = struct.Struct("<BII")
+HEAD: Final = struct.Struct("<BII")
 # What the CRC covers before the payload: number of the frame, kind, length.
 _PLACE: Final = struct.Struct("<QBI")
-_DATA: Final = struct.Struct("<Q")
+DATA_PLACE: Final = struct.Struct("<Q")
 _ZEROS: Final = struct.Struct("<QQ")
 _NAME_LENGTH: Final = struct.Struct("<H")
 
@@ -80,6 +83,14 @@ class Leave:
 Record = Data | Zeros | Entry | Attribute | Leave
 
 
+def checksum_of(number: int, kind: int, *payload: bytes | memoryview) -> int:
+    """The CRC-32 of the frame of that number."""
+    checksum = zlib.crc32(_PLACE.pack(number, kind, sum(map(len, payload))))
+    for part in payload:
+        checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
 class Writer:
     """Makes the bytes of one stream, piece by piece; none of them is longer than 1 MiB."""
 
@@ -101,7 +112,7 @@ class Writer:
     def data(self, offset: int, content: bytes | memoryview) -> bytes:
         """At most MAX_DATA_BYTES of content at a place in bytes."""
         self._data_bytes += len(content)
-        return self._frame(DATA, _DATA.pack(offset), content)
+        return self._frame(DATA, DATA_PLACE.pack(offset), content)
 
     def zeros(self, offset: int, length: int) -> bytes:
         """A range that reads as zeros, and may not have done so in the base."""
@@ -128,8 +139,8 @@ class Writer:
         length = len(prefix) + len(content)
         if length > MAX_PAYLOAD_BYTES:
             raise ValueError(f"a frame of {length} bytes")
-        checksum = zlib.crc32(content, zlib.crc32(prefix, zlib.crc32(_PLACE.pack(self._frames, kind, length))))
-        frame = b"".join((_HEAD.pack(kind, length, checksum), prefix, content))
+        checksum = checksum_of(self._frames, kind, prefix, content)
+        frame = b"".join((HEAD.pack(kind, length, checksum), prefix, content))
         self._digest.update(frame)
         self._frames += 1
         return frame
@@ -138,12 +149,13 @@ class Writer:
 class Reader:
     """One stream as it arrives, checked: it yields what was written, and ends only where the stream does."""
 
-    def __init__(self, chunks: Iterable[bytes] | _Input) -> None:
-        """Read the header; `chunks` are the stream in pieces of any size.
+    def __init__(self, chunks: Iterable[bytes] | _Input, journal: Journal | None = None) -> None:
+        """Read the header; `chunks` are the stream in pieces of any size. `journal` is told each frame.
 
         Raises: StreamDamaged; whatever `chunks` raises.
         """
         self._input = chunks if isinstance(chunks, _Input) else _Input(iter(chunks))
+        self.journal = journal
         # Else whatever follows its end is an error.
         self.may_be_followed = False
         self._digest = hashlib.sha256()
@@ -207,15 +219,17 @@ class Reader:
             yield record
 
     def _next(self) -> tuple[int, memoryview]:
-        head = self._input.take(_HEAD.size, f"frame {self._frames}")
-        kind, length, checksum = _HEAD.unpack(head)
+        head = self._input.take(HEAD.size, f"frame {self._frames}")
+        kind, length, checksum = HEAD.unpack(head)
         if length > MAX_PAYLOAD_BYTES:
             raise StreamDamaged(f"frame {self._frames} is said to have {length} bytes")
         payload = self._input.take(length, f"frame {self._frames}")
-        if zlib.crc32(payload, zlib.crc32(_PLACE.pack(self._frames, kind, length))) != checksum:
+        if checksum_of(self._frames, kind, payload) != checksum:
             raise StreamDamaged(f"the checksum of frame {self._frames} does not match")
         self._digest.update(head)
         self._digest.update(payload)
+        if self.journal is not None:
+            self.journal.note(kind, head, payload)
         self._frames += 1
         return kind, memoryview(payload)
 
@@ -292,8 +306,8 @@ def fields_of(payload: bytes) -> dict[str, object]:
 
 
 def _data(payload: memoryview) -> Data:
-    _require(len(payload) > _DATA.size)
-    return Data(_DATA.unpack_from(payload)[0], payload[_DATA.size :])
+    _require(len(payload) > DATA_PLACE.size)
+    return Data(DATA_PLACE.unpack_from(payload)[0], payload[DATA_PLACE.size :])
 
 
 def _zeros(payload: memoryview) -> Zeros:

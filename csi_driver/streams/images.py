@@ -8,12 +8,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from csi_driver.errors import StreamDamaged
 from csi_driver.linux import holes
 from csi_driver.streams.frames import MAX_DATA_BYTES, Data, Record, Writer, Zeros
 from csi_driver.streams.header import Header
+
+if TYPE_CHECKING:
+    from csi_driver.streams.journal import Journal
 
 _BLOCK: Final = 4096
 
@@ -61,20 +64,29 @@ def whole(writer: Writer, content_fd: int, size: int, *, start: int = 0) -> Iter
 
 
 def receive(
-    records: Iterable[Record], target_fd: int, size: int, *, is_incremental: bool, progress: Callable[[int], None]
+    records: Iterable[Record],
+    target_fd: int,
+    size: int,
+    *,
+    is_incremental: bool,
+    progress: Callable[[int], None],
+    journal: Journal | None = None,
 ) -> None:
     """Write an image's records into a file of `size` bytes that is empty, or has the content of the base.
 
-    What `progress` (told the bytes of data so far) raises ends it. Nothing is synced.
+    What `progress` (told the bytes of data so far) raises ends it. Nothing is synced. `journal`: what of the records it
+    gives back is in the file.
 
     Raises: StreamDamaged; OSError: ENOSPC, EIO; whatever `records` raises.
     """
     applied = Applied(target_fd, size, is_incremental=is_incremental)
+    if journal is not None:
+        journal.read_back = lambda offset, length: os.pread(target_fd, length, offset)
     done = 0
     for record in records:
         if not isinstance(record, Data | Zeros):
             raise StreamDamaged("an image's stream has records of a directory's")
-        applied.apply(record)
+        applied.apply(record, is_there=journal is not None and journal.is_replaying)
         if isinstance(record, Data):
             done += len(record.content)
             progress(done)
@@ -89,8 +101,8 @@ class Applied:
         self._is_incremental = is_incremental
         self._position = 0
 
-    def apply(self, record: Data | Zeros) -> None:
-        """Write, or make zero.
+    def apply(self, record: Data | Zeros, *, is_there: bool = False) -> None:
+        """Write, or make zero; `is_there`: it was written before.
 
         Raises: StreamDamaged; OSError.
         """
@@ -99,7 +111,8 @@ class Applied:
             raise StreamDamaged(f"a record at {record.offset} is out of order, or behind the end")
         self._position = record.offset + length
         if isinstance(record, Data):
-            _write(self._fd, record.content, record.offset)
+            if not is_there:
+                _write(self._fd, record.content, record.offset)
         elif self._is_incremental:
             is_last = self._position == self._size
             # A block that is only partly punched keeps its place.

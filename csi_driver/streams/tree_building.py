@@ -10,30 +10,41 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from csi_driver.errors import StreamDamaged
+from csi_driver.store import durable
 from csi_driver.streams import bases, images
 from csi_driver.streams.frames import Attribute, Data, Entry, Leave, Record, Zeros
 from csi_driver.streams.trees import KINDS
 
+if TYPE_CHECKING:
+    from csi_driver.streams.journal import Journal
+
 _LIST: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# A pipe in the place of a file would hold its opener for ever.
+_AGAIN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FORMATS: Final = {kind: number for number, kind in KINDS.items()}
 _FIELDS: Final = ("mode", "uid", "gid", "atime", "mtime", "size", "device")
 
 
 def receive(
-    records: Iterable[Record], target_fd: int, *, progress: Callable[[int], None], base: bases.Taken | None = None
+    records: Iterable[Record],
+    target_fd: int,
+    *,
+    progress: Callable[[int], None],
+    base: bases.Taken | None = None,
+    journal: Journal | None = None,
 ) -> None:
     """Make everything that a directory's records say in the empty directory `target_fd`, which gets the attributes too.
 
     `base`: what a relative stream refers to, which the caller closes. `progress` is told the bytes of data so far; what
-    it raises ends it. Nothing is synced.
+    it raises ends it. Nothing is synced. `journal`: of what it gives back, and of what follows, a part was made before.
 
     Raises: StreamDamaged; OSError: ENOSPC, EDQUOT, EIO; whatever `records` raises.
     """
-    building = _Building(target_fd, progress, base)
+    building = _Building(target_fd, progress, base, journal)
     try:
         for record in records:
             building.take(record)
@@ -57,7 +68,13 @@ class _Open:
 class _Building:
     """The receiving under way: where it is, and what is open there."""
 
-    def __init__(self, target_fd: int, progress: Callable[[int], None], base: bases.Taken | None) -> None:
+    def __init__(
+        self,
+        target_fd: int,
+        progress: Callable[[int], None],
+        base: bases.Taken | None,
+        journal: Journal | None,
+    ) -> None:
         self._top = target_fd
         self._base = base
         self._here = os.dup(target_fd)
@@ -66,8 +83,12 @@ class _Building:
         self._is_done = False
         self._done_bytes = 0
         # Inside the target, so that it is of the same project: a link between two is refused.
-        self._links = f".links-{secrets.token_hex(8)}"
+        self._links = f".links-{secrets.token_hex(8) if journal is None else journal.token}"
         self._links_fd = -1
+        self._journal = journal
+        self._is_resumed = journal is not None and journal.is_resumed
+        if journal is not None:
+            journal.read_back = self._read_back
 
     def close(self) -> None:
         for opened in self._open:
@@ -110,11 +131,12 @@ class _Building:
     def _make(self, opened: _Open, fields: dict[str, object]) -> None:
         name, kind = opened.name, opened.kind
         link = _number(fields.get("link", 0))
+        self._make_way(opened)
         if kind == "link":
             os.link(str(link), name, src_dir_fd=self._linked(), dst_dir_fd=self._here, follow_symlinks=False)
             return
         if kind == "directory":
-            os.mkdir(name, 0o700, dir_fd=self._here)
+            self._make_directory(name, self._here)
             below = os.open(name, _LIST, dir_fd=self._here)
             os.close(self._here)
             self._here = below
@@ -130,14 +152,26 @@ class _Building:
         else:
             raise StreamDamaged(f"an entry is of an unknown kind ({kind[:40]!r})")
         if link:
-            os.link(name, str(link), src_dir_fd=self._here, dst_dir_fd=self._linked(), follow_symlinks=False)
+            self._number_link(name, str(link))
+
+    def _make_way(self, opened: _Open) -> None:
+        """Of what was begun before, a name may have been made and no more."""
+        is_kept = opened.kind == "directory" or (opened.kind == "file" and self._is_there)
+        if self._is_resumed and not is_kept:
+            durable.unlink_if_there(self._here, opened.name)
+
+    def _number_link(self, name: str, number: str) -> None:
+        if self._is_resumed:
+            durable.unlink_if_there(self._linked(), number)
+        os.link(name, number, src_dir_fd=self._here, dst_dir_fd=self._linked(), follow_symlinks=False)
 
     def _make_file(self, opened: _Open, *, is_from_base: bool) -> None:
         size = opened.numbers["size"]
         if size < 0:
             raise StreamDamaged("a file has a size that cannot be")
         if not is_from_base:
-            opened.content_fd = os.open(opened.name, _NEW, 0o600, dir_fd=self._here)
+            flags = _AGAIN if self._is_there else _NEW
+            opened.content_fd = os.open(opened.name, flags, 0o600, dir_fd=self._here)
         elif self._base is None:
             raise StreamDamaged("a whole stream has a file that an incremental one's has")
         else:
@@ -145,11 +179,26 @@ class _Building:
         os.ftruncate(opened.content_fd, size)
         opened.applied = images.Applied(opened.content_fd, size, is_incremental=is_from_base)
 
+    def _make_directory(self, name: str, dir_fd: int) -> None:
+        if self._is_resumed:
+            durable.ensure_directory(dir_fd, name)
+        else:
+            os.mkdir(name, 0o700, dir_fd=dir_fd)
+
+    @property
+    def _is_there(self) -> bool:
+        """Whether the record is of those that were there before."""
+        return self._journal is not None and self._journal.is_replaying
+
+    def _read_back(self, offset: int, length: int) -> bytes:
+        content_fd = self._open[-1].content_fd if self._open else -1
+        return os.pread(content_fd, length, offset) if content_fd >= 0 else b""
+
     def _write(self, record: Data | Zeros) -> None:
         applied = self._open[-1].applied
         if applied is None:
             raise StreamDamaged("there are data of what is no file")
-        applied.apply(record)
+        applied.apply(record, is_there=self._is_there)
         if isinstance(record, Data):
             self._done_bytes += len(record.content)
             self._progress(self._done_bytes)
@@ -190,7 +239,7 @@ class _Building:
 
     def _linked(self) -> int:
         if self._links_fd < 0:
-            os.mkdir(self._links, 0o700, dir_fd=self._top)
+            self._make_directory(self._links, self._top)
             self._links_fd = os.open(self._links, _LIST, dir_fd=self._top)
         return self._links_fd
 

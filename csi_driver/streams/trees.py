@@ -169,7 +169,9 @@ class _Walk:
             raise self._located(error, name) from error
 
     def _file(self, name: str, looked: int, found: os.stat_result) -> Iterator[bytes]:
-        described = _described(name, found)
+        # Before its times are read: the first reading may change them.
+        target = os.readlink("", dir_fd=looked) if stat.S_ISLNK(found.st_mode) else ""
+        described = _described(name, os.fstat(looked))
         if found.st_nlink > 1:
             inode = (found.st_dev, found.st_ino)
             is_known = inode in self._links
@@ -179,7 +181,7 @@ class _Walk:
                 yield self._writer.leave()
                 return
         if stat.S_ISLNK(found.st_mode):
-            described["target"] = _text(os.readlink("", dir_fd=looked))
+            described["target"] = _text(target)
         path = f"/proc/self/fd/{looked}"
         if stat.S_ISREG(found.st_mode) and found.st_size:
             yield from self._content(name, path, described)
@@ -207,7 +209,7 @@ class _Walk:
                 os.close(base_fd)
 
     def _attributes(self, path: str) -> Iterator[bytes]:
-        for name in os.listxattr(path):
+        for name in sorted(os.listxattr(path)):
             if name.startswith(bases.ACL_OF_XFS):
                 continue
             with suppress(FileNotFoundError):

@@ -27,3 +27,16 @@ def cluster(empty_cluster: Cluster) -> Cluster:
     for name in ("node-a", "node-b"):
         empty_cluster.wait_attached(name)
     return empty_cluster
+
+
+@pytest.fixture
+def slow_cluster(empty_cluster: Cluster) -> Cluster:
+    """One controller, two nodes that send 16 MiB a second."""
+    empty_cluster.add_controller()
+    for name in ("node-a", "node-b"):
+        node = empty_cluster.prepare_node(name)
+        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
+        node.start()
+    for name in ("node-a", "node-b"):
+        empty_cluster.wait_attached(name)
+    return empty_cluster

@@ -2,8 +2,7 @@
 
 - The content of an image of every kind, of a raw block volume and of a directory arrives as it was.
 - Identical calls join one transfer; what a caller is told meanwhile is how far it is.
-- A router that is killed in the middle costs the bytes that were on the way; a source or a target that is killed, the
-  transfer, and the repeated call makes the volume.
+- A router that is killed in the middle costs the bytes that were on the way.
 - A source that is deleted is deleted when its transfer is over.
 - A target that fills up keeps nothing.
 - A node may fetch only what a volume is being made from there.
@@ -209,19 +208,6 @@ class Create:
         return self.failure
 
 
-@pytest.fixture
-def slow_cluster(empty_cluster: Cluster) -> Cluster:
-    """One controller, two nodes that send 16 MiB a second."""
-    empty_cluster.add_controller()
-    for name in ("node-a", "node-b"):
-        node = empty_cluster.prepare_node(name)
-        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
-        node.start()
-    for name in ("node-a", "node-b"):
-        empty_cluster.wait_attached(name)
-    return empty_cluster
-
-
 def half_way(node: Driver) -> None:
     """Wait until some of a content has come to the node."""
     until(lambda: sum(file.stat().st_blocks * 512 for file in building(node)) > 8 * MIB, what="some has come")
@@ -308,25 +294,6 @@ def test_a_transfer_goes_on_under_new_tokens(slow_cluster: Cluster) -> None:
     assert digest(image_of(target_node, create.made().volume_id)) == told
     assert sends(source_node) == 1
     assert sent_bytes(source_node) < 96 * MIB
-
-
-def test_a_source_or_a_target_that_is_killed_costs_the_transfer_and_nothing_else(slow_cluster: Cluster) -> None:
-    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
-    source = made(controller, "source", "node-a").volume_id
-    told = written(source_node, source, 32 * MIB)
-    create = Create(controller, asked("copy", "node-b", 64 * MIB, source=source))
-    half_way(target_node)
-    target_node.kill()
-    target_node.start()
-    until(lambda: left(target_node) == [] or create.volume is not None, what="what was half-built is cleared")
-    half_way(target_node)
-    source_node.kill()
-    source_node.start()
-    copy = create.made().volume_id
-    assert digest(image_of(target_node, copy)) == told
-    assert "or was restarted" in controller.log()
-    assert controller.volumes() == sorted([source, copy])
-    until(lambda: left(target_node) == left(source_node) == [], what="nothing is left")
 
 
 def test_a_source_is_deleted_when_its_transfer_is_over(slow_cluster: Cluster) -> None:

@@ -2,7 +2,8 @@
 
 - After a kill of the source's or the target's node at any point, and its restart, the repeated create makes the volume
   with the whole content, once.
-- Nothing that was half-built, and no cut that was made for the transfer, is left on either node.
+- Nothing that was half-built, and no cut that was made for the transfer, is left on either node; also when the target
+  is killed while it gives up what had come, since the name was asked for with another source.
 - Neither the source nor a volume that nobody touches changes.
 """
 
@@ -29,12 +30,14 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # The rest of a create is every create's.
 STEPS = {
-    "node-a": ("transfer.cut",),
+    "node-a": ("transfer.cut", "departure.recorded", "departure.over"),
     "node-b": (
         "create.begun",
+        "arrival.kept",
         "image.receiving",
         "image.received",
         "directory.received",
+        "arrival.whole",
         "create.built",
         "move.renamed",
     ),
@@ -132,6 +135,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         node = cluster.prepare_node(name, environment=environment)
         if name == "node-a":
             node.pools = [place]
+            # A target that has its volume asks for nothing again: the source waits for the word.
+            node.constants = {"domain.departures._SENT_SECONDS": 2.0, "domain.departures.LEASE_SECONDS": 15.0}
         node.start()
     for name in ("node-a", "node-b"):
         cluster.wait_attached(name)
@@ -160,9 +165,32 @@ def test_a_node_is_killed_at_every_step_of_a_transfer(kind: str, node: str, node
         nodes.cluster.wait_attached(node)
         copy = nodes.repeated(request)
         assert digest(nodes.content(kind, "node-b", copy)) == untouched, point
-        # A target that has its volume asks for nothing again: the source waits a minute for the word.
-        for name in STEPS if not point.startswith("move.renamed") else ("node-b",):
+        for name in STEPS:
             until(lambda name=name: not nodes.left(name), what=f"nothing is left on {name} after {point}")
         nodes.cluster.controller.call("DeleteVolume", volume_id=copy)
         tally.count(held=True)
     assert digest(nodes.content(kind, "node-b", first)) == digest(nodes.content(kind, "node-a", source)) == untouched
+
+
+def test_the_target_is_killed_when_it_gives_up_what_had_come(nodes: Nodes, tally: Tally) -> None:
+    first, second = nodes.source("image"), nodes.source("image")
+    nodes.arm("node-b", "image.receiving:1")
+    nodes.cluster.controller.caller.code("CreateVolume", nodes.request("image", "changed", "node-b", first), timeout=10)
+    nodes.driver("node-b").wait_dead()
+    nodes.arm("node-b", "arrival.dropped:1")
+    nodes.passed("node-b")
+    nodes.driver("node-b").start()
+    nodes.cluster.wait_attached("node-b")
+    # The same name for something else: what had come is of no use.
+    request = nodes.request("image", "changed", "node-b", second)
+    nodes.cluster.controller.caller.code("CreateVolume", request, timeout=10)
+    nodes.driver("node-b").wait_dead()
+    tally.meet("transfer dropped", numbered(nodes.passed("node-b")))
+    nodes.disarm("node-b")
+    nodes.driver("node-b").start()
+    nodes.cluster.wait_attached("node-b")
+    copy = nodes.repeated(request)
+    assert digest(nodes.content("image", "node-b", copy)) == digest(nodes.content("image", "node-a", second))
+    for name in STEPS:
+        until(lambda name=name: not nodes.left(name), what=f"nothing is left on {name}")
+    tally.count(held=True)

@@ -239,7 +239,7 @@ def test_a_header_that_cannot_be_is_refused() -> None:
 def test_a_frame_of_another_kind_or_length_is_refused() -> None:
     def frame(kind: int, payload: bytes) -> bytes:
         head = frames._PLACE.pack(1, kind, len(payload))
-        return frames._HEAD.pack(kind, len(payload), zlib.crc32(payload, zlib.crc32(head))) + payload
+        return frames.HEAD.pack(kind, len(payload), zlib.crc32(payload, zlib.crc32(head))) + payload
 
     begin = Writer().begin(header("image"))
     for kind, payload in ((ord("Q"), b""), (frames.DATA, b"short"), (frames.LEAVE, b"x"), (frames.END, b"[]")):

@@ -1,8 +1,9 @@
 """The two ends of a transfer by themselves, on a source that is only pretended.
 
-- Whoever reads again from where the last one came to gets the same bytes, of one cut; further back than what is kept,
-  or of a transfer that is not known, the transfer is lost.
-- A transfer that nobody reads is let go after its lease; so is what an earlier run of the target fetched.
+- Whoever reads again from any place gets the same bytes, of one cut, also from the next process; behind the end, or
+  when the transfer is not known, it is lost.
+- A transfer that nobody reads is let go after its lease; so is what a target had begun before for the same create, and
+  what an earlier run of an older one fetched.
 - More transfers than a node serves at a time are refused for now.
 - A target waits a break out, and takes a part that is damaged or out of place for one.
 """
@@ -13,7 +14,6 @@ import itertools
 import threading
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,41 +25,52 @@ from csi_driver.domain.departures import Departures
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.transfers import Piece
 from csi_driver.errors import SourceRefused, TooManyTransfers, TransferInterrupted, TransferLost
-from csi_driver.model import AccessType, VolumeParameters
 from csi_driver.pb import peer_pb2
+from csi_driver.streams.journal import Journal
 from tests.cluster.cluster import until
 
 SOURCE = "vol-0123456789abcdef-1"
 
 
-class Sources:
-    """Each cut has bytes of its own; `held` counts what is held."""
+class Consignments:
+    """Each cut has bytes of its own; `held` are those that are held, `found` what an earlier process held."""
 
     def __init__(self, pieces: int = 40) -> None:
-        self.held = 0
+        self.held: set[str] = set()
+        self.found: list[Any] = []
         self.cuts = 0
         self._pieces = pieces
 
-    def still(self, source: Any, deadline: float | None, held: ExitStack) -> Any:
+    def begin(self, transfer_id: str, source_id: str, deadline: float | None) -> Any:
         self.cuts += 1
-        self.held += 1
-        held.callback(self._let_go)
+        self.held.add(transfer_id)
         cut = bytes([self.cuts])
-        contents = SimpleNamespace(size_bytes=lambda _: 0, sent=lambda *_: self._sent(cut))
-        described = SimpleNamespace(access_type=AccessType.BLOCK, fs_type="", parameters=VolumeParameters())
-        pool = SimpleNamespace(contents=lambda _: contents)
-        return SimpleNamespace(pool=pool, volume_type="image", described=described, size_bytes=1, content_fd=-1)
 
-    def _let_go(self) -> None:
-        self.held -= 1
+        def let_go() -> None:
+            self.held.discard(transfer_id)
+
+        def leave() -> None:
+            self.found.append(consignment)
+
+        consignment = SimpleNamespace(
+            transfer_id=transfer_id,
+            source_id=source_id,
+            sent=lambda: self._sent(cut),
+            let_go=let_go,
+            leave=leave,
+        )
+        return consignment
+
+    def left(self, pool: Any) -> list[Any]:
+        return self.found
 
     def _sent(self, cut: bytes) -> Generator[bytes]:
         for number in range(self._pieces):
             yield cut + bytes([number]) * 99
 
 
-def departures(sources: Sources, lease_seconds: float = 60.0) -> Departures:
-    return Departures(sources, Throttle(0), lease_seconds)  # type: ignore[arg-type]
+def departures(consignments: Consignments, lease_seconds: float = 60.0) -> Departures:
+    return Departures(consignments, Throttle(0), lease_seconds)  # type: ignore[arg-type]
 
 
 def read(all_of: Departures, transfer_id: str, offset: int, count: int = 1000) -> list[Piece]:
@@ -67,26 +78,47 @@ def read(all_of: Departures, transfer_id: str, offset: int, count: int = 1000) -
 
 
 def test_a_transfer_goes_on_with_the_same_cut() -> None:
-    sources = Sources()
-    all_of = departures(sources)
-    first = read(all_of, "node-run-1", 0, 10)
-    again = read(all_of, "node-run-1", 500)
+    consignments = Consignments()
+    all_of = departures(consignments)
+    first = read(all_of, "node-create.1", 0, 10)
+    again = read(all_of, "node-create.1", 500)
     assert again[:5] == first[5:]
     assert (again[-1].offset, again[-1].is_last) == (4000, True)
-    assert sources.cuts == 1
-    assert read(all_of, "node-run-1", 4000) == again[-1:]
-    for offset in (0, 550, 5000):
-        with pytest.raises(TransferLost):
-            all_of.open("node-run-1", SOURCE, offset, None)
+    assert read(all_of, "node-create.1", 4000) == again[-1:]
+    whole = b"".join(piece.data for piece in (*first[:5], *again))
+    for offset in (0, 550, 1, 3999):
+        assert b"".join(piece.data for piece in read(all_of, "node-create.1", offset)) == whole[offset:]
+    assert consignments.cuts == 1
     with pytest.raises(TransferLost):
-        all_of.open("node-run-2", SOURCE, 100, None)
-    all_of.end("node-run-1")
-    all_of.end("node-run-1")
-    assert (sources.held, all_of.count()) == (0, 0)
+        all_of.open("node-create.1", SOURCE, 5000, None)
+    with pytest.raises(TransferLost):
+        all_of.open("node-create.2", SOURCE, 100, None)
+    all_of.end("node-create.1")
+    all_of.end("node-create.1")
+    assert (consignments.held, all_of.count()) == (set(), 0)
+
+
+def test_a_transfer_goes_on_in_the_next_process() -> None:
+    consignments = Consignments()
+    first = departures(consignments)
+    whole = b"".join(piece.data for piece in read(first, "node-create.1", 0))
+    first.stop()
+    assert (consignments.held, first.count()) == ({"node-create.1"}, 0)
+    second = departures(consignments, lease_seconds=0.5)
+    second.take_over(None)  # type: ignore[arg-type]
+    pieces = read(second, "node-create.1", 3950)
+    assert b"".join(piece.data for piece in pieces) == whole[3950:]
+    transfer = second.get("node-create.1")
+    # What comes before it was made again, and not sent again.
+    assert transfer is not None
+    assert transfer.sent_bytes == 50
+    with pytest.raises(TransferLost):
+        read(second, "node-create.1", 5000)
+    until(lambda: not consignments.held, what="nobody reads it any more")
 
 
 def test_a_reader_is_cut_off_by_the_next_one() -> None:
-    all_of = departures(Sources())
+    all_of = departures(Consignments())
     older = all_of.open("node-run-1", SOURCE, 0, None).pieces()
     assert next(older).offset == 0
     newer = all_of.open("node-run-1", SOURCE, 100, None).pieces()
@@ -97,31 +129,37 @@ def test_a_reader_is_cut_off_by_the_next_one() -> None:
 
 
 def test_what_nobody_reads_is_let_go() -> None:
-    sources = Sources()
-    all_of = departures(sources, lease_seconds=0.2)
+    consignments = Consignments()
+    all_of = departures(consignments, lease_seconds=0.2)
     read(all_of, "node-run-1", 0, 3)
     all_of.open("node-run-2", SOURCE, 0, None)
-    assert sources.held == 2
-    until(lambda: sources.held == 0)
+    assert len(consignments.held) == 2
+    until(lambda: not consignments.held)
     with pytest.raises(TransferLost):
         all_of.open("node-run-1", SOURCE, 300, None)
 
 
 def test_another_run_of_the_target_ends_what_the_earlier_one_fetched() -> None:
-    sources = Sources()
-    all_of = departures(sources)
+    consignments = Consignments()
+    all_of = departures(consignments)
     for transfer_id in ("node-run-1", "node-run-2", "other-run-1"):
         all_of.open(transfer_id, SOURCE, 0, None)
     all_of.open("node-later-1", SOURCE, 0, None)
-    assert sources.held == 2
+    assert len(consignments.held) == 2
     assert all_of.get("node-run-1") is None
     assert all_of.get("other-run-1") is not None
     for number in (2, 3):
         all_of.open(f"node-later-{number}", SOURCE, 0, None)
     with pytest.raises(TooManyTransfers):
         all_of.open("other-run-2", SOURCE, 0, None)
-    all_of.stop()
-    assert sources.held == 0
+
+
+def test_a_create_that_begins_again_ends_what_it_had_begun() -> None:
+    consignments = Consignments()
+    all_of = departures(consignments)
+    for transfer_id in ("node-create.1", "node-other.1", "another-create.1", "node-create.2"):
+        all_of.open(transfer_id, SOURCE, 0, None)
+    assert consignments.held == {"node-other.1", "another-create.1", "node-create.2"}
 
 
 class Way:
@@ -145,7 +183,7 @@ class Way:
 
 
 def arrived(way: Way) -> bytes:
-    arrival = Arrival(way, SOURCE, "run-1", "name", lambda _: None)
+    arrival = Arrival(way, SOURCE, Journal("create.1"), "name", lambda _: None)
     try:
         return b"".join(arrival._chunks)
     finally:
