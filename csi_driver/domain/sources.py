@@ -351,6 +351,7 @@ def _cut(origin: Origin, volume: Volume, held: ExitStack) -> int:
     if still_fd is None:
         still_fd = _cut_in_tmp(origin, volume, held)
     held.callback(os.close, still_fd)
+    crash_point("transfer.cut")
     return still_fd
 
 

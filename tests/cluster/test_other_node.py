@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,25 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def test_a_raw_block_volume_is_cloned_to_another_node(cluster: Cluster) -> None:
-    controller = cluster.controller
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One controller, two nodes, for all tests that break nothing."""
+    shared = Cluster(tmp_path_factory.mktemp("shared"))
+    shared.add_controller()
+    for name in ("node-a", "node-b"):
+        shared.prepare_node(name).start()
+    for name in ("node-a", "node-b"):
+        shared.wait_attached(name)
+    yield shared
+    shared.end()
+
+
+def test_a_raw_block_volume_is_cloned_to_another_node(shared_cluster: Cluster) -> None:
+    controller, nodes = shared_cluster.controller, shared_cluster.nodes
     source = made(controller, "source", "node-a").volume_id
-    told = written(cluster.nodes["node-a"], source, 32 * MIB)
+    told = written(nodes["node-a"], source, 32 * MIB)
     copy = made(controller, "copy", "node-b", source=source)
-    assert digest(image_of(cluster.nodes["node-b"], copy.volume_id)) == told
+    assert digest(image_of(nodes["node-b"], copy.volume_id)) == told
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -129,16 +142,19 @@ def looks(top: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_snapshot_and_a_clone_on_another_node_hold_what_was_written(kind: str, cluster: Cluster) -> None:
-    controller, (source_node, target_node) = cluster.controller, cluster.nodes.values()
-    source = Workload(source_node, "source", **KINDS[kind])
+def test_a_snapshot_and_a_clone_on_another_node_hold_what_was_written(kind: str, shared_cluster: Cluster) -> None:
+    controller, (source_node, target_node) = shared_cluster.controller, shared_cluster.nodes.values()
+    source = Workload(source_node, f"source-{kind}", **KINDS[kind])
     told = filled(Path(source.up()))
     source.unpublish()
     source.unstage()
-    cut = controller.call("CreateSnapshot", source_volume_id=source.volume_id, name="cut").snapshot.snapshot_id
+    cut = controller.call("CreateSnapshot", source_volume_id=source.volume_id, name=f"cut-{kind}").snapshot.snapshot_id
     until(lambda: controller.call("GetSnapshot", snapshot_id=cut).snapshot.ready_to_use)
     larger = source.size_bytes + 256 * MIB
-    for name, origin, size_bytes in (("clone", source.volume_id, source.size_bytes), ("restored", cut, larger)):
+    for name, origin, size_bytes in (
+        (f"clone-{kind}", source.volume_id, source.size_bytes),
+        (f"restored-{kind}", cut, larger),
+    ):
         copy = Workload(target_node, name, **{**KINDS[kind], "size_bytes": size_bytes})
         fields = {"parameters": copy.parameters, "volume_capabilities": [copy.capability]}
         volume = made(controller, name, "node-b", size_bytes, source=origin, **fields)
@@ -153,10 +169,10 @@ def test_a_snapshot_and_a_clone_on_another_node_hold_what_was_written(kind: str,
         copy.unstage()
         if copy.fs_type:
             run(*CHECKS[copy.fs_type], str(image_of(target_node, copy.volume_id)))
-    smaller = asked("smaller", "node-b", source.size_bytes // 2, source=cut, **fields)
+    smaller = asked(f"smaller-{kind}", "node-b", source.size_bytes // 2, source=cut, **fields)
     smaller.capacity_range.limit_bytes = source.size_bytes // 2
     assert controller.failure("CreateVolume", smaller).code is Code.OUT_OF_RANGE
-    other = asked("other", "node-b", larger, source=cut, parameters=DIRECTORY if copy.fs_type else RAW)
+    other = asked(f"other-{kind}", "node-b", larger, source=cut, parameters=DIRECTORY if copy.fs_type else RAW)
     other.volume_capabilities[0].CopyFrom(copy.capability)
     assert controller.failure("CreateVolume", other).code is Code.INVALID_ARGUMENT
     until(lambda: left(target_node) == left(source_node) == [], what="nothing is left")

@@ -246,6 +246,6 @@ def test_a_frame_of_another_kind_or_length_is_refused() -> None:
         with pytest.raises(StreamDamaged):
             list(Reader([begin, frame(kind, payload)]))
     with pytest.raises(StreamDamaged, match="is said to have"):
-        list(Reader([begin, frames._HEAD.pack(frames.DATA, 1 << 30, 0)]))
+        list(Reader([begin, frames.HEAD.pack(frames.DATA, 1 << 30, 0)]))
     with pytest.raises(StreamDamaged, match="does not begin"):
         Reader([b"something else that is long enough"])
