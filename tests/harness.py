@@ -77,6 +77,12 @@ class PoolPlace:
         run("mount", "-o", f"loop{',' if mount else ''}{mount}", str(image), str(mount_point))
         return cls(mount_point / "pool", mount_point, image)
 
+    @property
+    def content(self) -> Path:
+        """Where the pool's rooms are: in a filesystem of their own if they lie in a backing file."""
+        inner = self.directory / "pool"
+        return inner if (self.directory / "hostvol-backing.json").exists() else self.directory
+
     def remove(self) -> None:
         """Unmount and delete."""
         if self.mount_point is not None and self.image is not None:
@@ -132,6 +138,25 @@ class Caller:
         except Failure as failure:
             return failure.code
         return Code.OK
+
+    def import_stub(self) -> Any:
+        """The bare gRPC callable of Import, which takes what `import_requests` gives."""
+        return self._channel.stream_unary(
+            "/hostvol.admin.v1.Admin/Import",
+            request_serializer=admin_pb2.ImportRequest.SerializeToString,
+            response_deserializer=admin_pb2.ImportResponse.FromString,
+        )
+
+    def import_volume(self, stream: bytes, *, timeout: float = 60, **options: str) -> admin_pb2.ImportResponse:
+        """The answer to the import of a whole stream.
+
+        Raises: Failure.
+        """
+        try:
+            answer: admin_pb2.ImportResponse = self.import_stub()(import_requests(stream, **options), timeout=timeout)
+        except grpc.RpcError as error:
+            raise Failure("Import", error.code(), error.details() or "") from error
+        return answer
 
     def admin_stub(self, method: str) -> Any:
         """The bare gRPC callable of a method of the operator's service."""
@@ -326,16 +351,14 @@ class Driver:
 
     def loops(self) -> list[str]:
         """Loop devices over files of this driver's pools, as sysfs tells."""
-        return [
-            device for device, path in backing_files() if any(path.startswith(f"{p.directory}/") for p in self.pools)
-        ]
+        return [device for device, path in backing_files() if any(path.startswith(f"{p.content}/") for p in self.pools)]
 
     def files(self) -> list[str]:
         """Everything below the pools except identity and templates, relative."""
         found = []
         for pool in self.pools:
-            for path in sorted(pool.directory.rglob("*")):
-                relative = path.relative_to(pool.directory)
+            for path in sorted(pool.content.rglob("*")):
+                relative = path.relative_to(pool.content)
                 if len(relative.parts) > 1 and relative.parts[0] != "templates":
                     found.append(str(relative))
         return found
@@ -496,6 +519,18 @@ def polled(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def import_requests(stream: bytes, **options: str) -> Iterator[admin_pb2.ImportRequest]:
+    """What an import sends."""
+    yield admin_pb2.ImportRequest(options=admin_pb2.ImportOptions(**options))  # type: ignore[arg-type]
+    for start in range(0, len(stream), MIB):
+        yield admin_pb2.ImportRequest(data=stream[start : start + MIB])
+
+
+def exported(driver: Driver, object_id: str, *, timeout: float = 60) -> bytes:
+    """The content of a volume or snapshot as a stream."""
+    return b"".join(chunk.data for chunk in driver.call("Export", id=object_id, timeout=timeout))
 
 
 def admin_volumes(driver: Driver) -> list[Any]:
