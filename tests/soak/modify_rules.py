@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from tests.harness import Code, admin_volumes
+from tests.soak.calls import Calls
 
 NAMES = st.sampled_from(("red", "green", "blue", "red", "green"))
 CHANGES = st.sampled_from(
@@ -16,14 +15,8 @@ CHANGES = st.sampled_from(
 LOSSES = st.sampled_from(("", "", "", "", "", "deadline", "cancel", "kill"))
 
 
-class ModifyRules(RuleBasedStateMachine):
+class ModifyRules(Calls):
     """ControllerModifyVolume on volumes whose name goes on standing for what was asked first."""
-
-    # Of the machine that these rules are mixed into.
-    driver: Any
-    volumes: dict[str, Any]
-    expect: Any
-    id_of: Any
 
     def __init__(self) -> None:
         super().__init__()

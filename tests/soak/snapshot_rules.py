@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from csi_driver.pb import admin_pb2, csi_pb2
 from tests.harness import Code, create_request
+from tests.soak.calls import Calls
+from tests.soak.volume_model import VolumeModel
 
 CUTS = ("dawn", "dusk")
 NAMES = st.sampled_from(("red", "green", "blue", "red", "green"))
@@ -28,15 +30,8 @@ class SnapshotModel:
     written: str
 
 
-class SnapshotRules(RuleBasedStateMachine):
+class SnapshotRules(Calls):
     """CreateSnapshot, DeleteSnapshot, and CreateVolume from both kinds of sources."""
-
-    # Of the machine that these rules are mixed into.
-    driver: Any
-    volumes: dict[str, Any]
-    expect: Any
-    id_of: Any
-    make_volume: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +159,7 @@ class SnapshotRules(RuleBasedStateMachine):
             return
         assert (answer.volume.capacity_bytes, answer.volume.content_source) == (size_bytes, content)
         if existing is None:
-            made = self.make_volume(held.kind, size_bytes, answer.volume.volume_id)
+            made = VolumeModel(held.kind, size_bytes, answer.volume.volume_id)
             made.written, made.source = held.written, source_id
             self.volumes[name] = made
         else:

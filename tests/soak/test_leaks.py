@@ -18,11 +18,23 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from csi_driver.pb import csi_pb2
-from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload, create_request
+from tests.backing.backed import Backed
+from tests.harness import (
+    DIRECTORY,
+    MIB,
+    Code,
+    Driver,
+    Failure,
+    PoolPlace,
+    Workload,
+    admin_pools,
+    admin_volumes,
+    create_request,
+    exported,
+)
 from tests.soak.observing import (
     assert_nothing_remains,
     descriptors,
@@ -50,8 +62,9 @@ STEPS = (
     *("create", "stage", "publish", "stats", "list", "expand", "expand on node", "unpublish", "unstage", "delete"),
     *("snapshot", "restore", "clone", "delete snapshot", "delete copy", "modify"),
     *("undelete", "rollback", "purge", "group", "delete group"),
+    *("import", "import damaged", "grow pool"),
 )
-CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2, 2, 2, 1, 3, 2)
+CHANCES = (6, 6, 8, 2, 2, 2, 2, 4, 3, 2, 3, 2, 1, 3, 3, 2, 2, 2, 1, 3, 2, 3, 1, 1)
 ALWAYS = {Code.OK, Code.ABORTED}
 ALLOWED = {
     "create": ALWAYS | {Code.ALREADY_EXISTS},
@@ -79,6 +92,11 @@ ALLOWED = {
     "purge": ALWAYS | {Code.NOT_FOUND},
     "group": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
     "delete group": ALWAYS,
+    # Nothing to export; a volume in use in a pool that cannot share blocks.
+    "import": ALWAYS | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    "import damaged": {Code.ABORTED, Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    # Another caller was faster and let it grow further.
+    "grow pool": ALWAYS | {Code.INVALID_ARGUMENT},
 }
 
 
@@ -267,30 +285,56 @@ def delete_snapshot(workload: Workload, name: str, timeout: float) -> None:
 
 
 def delete_copy(workload: Workload, name: str, timeout: float) -> None:
-    for entry in workload.driver.call("ListVolumes").entries:
-        if entry.volume.HasField("content_source"):
-            workload.driver.call("DeleteVolume", volume_id=entry.volume.volume_id, timeout=timeout)
+    for volume in admin_volumes(workload.driver):
+        if volume.name.startswith(("copy-", "import-")):
+            workload.driver.call("DeleteVolume", volume_id=volume.volume_id, timeout=timeout)
             return
 
 
-def trash(driver: Driver, kind: str) -> str:
-    """An entry of that kind of object; of another, which is not there, if there is none."""
-    found = [one.entry for one in driver.call("ListTrash").entries if one.kind == kind]
-    return next(iter(found), "vol-nobody")
+def stream_of(workload: Workload, timeout: float) -> bytes:
+    object_id = next(iter(snapshot_ids(workload)), workload.volume_id)
+    return exported(workload.driver, object_id, timeout=timeout)
+
+
+def import_(workload: Workload, name: str, timeout: float) -> None:
+    options = {"name": f"import-{name}", "pool": workload.parameters.get("pool", "default")}
+    workload.driver.caller.import_volume(stream_of(workload, timeout), timeout=timeout, **options)
+
+
+def import_damaged(workload: Workload, name: str, timeout: float) -> None:
+    stream = stream_of(workload, timeout)
+    try:
+        workload.driver.caller.import_volume(stream[:-1], timeout=timeout, name=f"damaged-{name}")
+    except Failure as failure:
+        if failure.code is not Code.INTERNAL:
+            raise
+    else:
+        raise Failure("Import", Code.OK, "a stream without its end was taken for a whole one")
+
+
+def grow_pool(workload: Workload, name: str, timeout: float) -> None:
+    [held] = [pool for pool in admin_pools(workload.driver) if pool.name == "pool1"]
+    wanted = held.backing_bytes + (16 * MIB if name.endswith("1") else 0)
+    workload.driver.call("GrowPool", name="pool1", size_bytes=wanted, timeout=timeout)
 
 
 def undelete(workload: Workload, name: str, timeout: float) -> None:
-    workload.driver.call("RestoreTrash", entry=trash(workload.driver, "volume"), timeout=timeout)
+    found = [one.entry for one in workload.driver.call("ListTrash").entries if one.kind == "volume"]
+    workload.driver.call("RestoreTrash", entry=next(iter(found), "vol-nobody"), timeout=timeout)
 
 
 def purge(workload: Workload, name: str, timeout: float) -> None:
-    for kind in ("snapshot", "volume"):
-        workload.driver.call("PurgeTrash", entry=trash(workload.driver, kind), timeout=timeout)
+    found = [one.entry for one in workload.driver.call("ListTrash").entries]
+    workload.driver.call("PurgeTrash", entry=next(iter(found), "vol-nobody"), timeout=timeout)
 
 
 def rollback(workload: Workload, name: str, timeout: float) -> None:
-    snapshot_id = next(iter(snapshot_ids(workload)), "snap-nobody")
-    workload.driver.call("RollbackVolume", volume_id=workload.volume_id, snapshot_id=snapshot_id, timeout=timeout)
+    """Of a volume that nobody uses, whichever has a snapshot."""
+    idle = {one.volume_id for one in admin_volumes(workload.driver) if not one.staging_paths}
+    cuts = [entry.snapshot for entry in workload.driver.call("ListSnapshots").entries]
+    pairs = [(cut.source_volume_id, cut.snapshot_id) for cut in cuts if cut.source_volume_id in idle]
+    volume_id, snapshot_id = next(iter(pairs), (workload.volume_id, "snap-nobody"))
+    workload.driver.call("RollbackVolume", volume_id=volume_id, snapshot_id=snapshot_id, timeout=timeout)
 
 
 COPYING: dict[str, Callable[[Workload, str, float], None]] = {
@@ -304,6 +348,9 @@ COPYING: dict[str, Callable[[Workload, str, float], None]] = {
     "purge": purge,
     "group": group,
     "delete group": delete_group,
+    "import": import_,
+    "import damaged": import_damaged,
+    "grow pool": grow_pool,
 }
 
 
@@ -321,14 +368,15 @@ def occupy_every_thread(driver: Driver) -> None:
 
 
 def test_two_thousand_random_operations_leave_nothing_behind(
-    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver], tmp_path: Path
+    plain: PoolPlace, backed: Backed, make_driver: Callable[..., Driver]
 ) -> None:
-    driver = make_driver(tmp_path / "pool", make_pool("xfs", 1 << 30))
+    driver = make_driver(plain, backed.place)
     occupy_every_thread(driver)
     storm = Storm(driver)
     storm.run(200, seed=0)
     storm.drain()
     before = descriptors(driver.pid)
+    before_growth = backed.image.stat().st_size
     resident = [status_number(driver.pid, "VmRSS")]
 
     storm = Storm(driver)
@@ -348,6 +396,9 @@ def test_two_thousand_random_operations_leave_nothing_behind(
     )
     assert_nothing_remains(driver)
     assert after == before
+    assert len(backed.loops()) == 1
+    [pool] = [pool for pool in admin_pools(driver) if pool.name == "pool1"]
+    assert backed.image.stat().st_size == pool.backing_bytes > before_growth
     assert threads <= MOST_THREADS
     assert resident[-1] - resident[-2] <= GROWTH_KIB
     for step in STEPS:

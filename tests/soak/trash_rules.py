@@ -5,22 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from tests.harness import Code
-from tests.soak.snapshot_rules import CUT_NAMES, LOSSES, NAMES
+from tests.soak.snapshot_rules import CUT_NAMES, LOSSES, NAMES, SnapshotRules
 
 
-class TrashRules(RuleBasedStateMachine):
+class TrashRules(SnapshotRules):
     """RestoreTrash, PurgeTrash and RollbackVolume."""
-
-    # Of the machine that these rules are mixed into.
-    driver: Any
-    volumes: dict[str, Any]
-    cuts: dict[str, Any]
-    gone: list[str]
-    expect: Any
-    id_of: Any
 
     def __init__(self) -> None:
         super().__init__()
