@@ -10,6 +10,7 @@ from csi_driver.model import (
     TIB,
     AccessType,
     CapacityRange,
+    Snapshot,
     Volume,
     VolumeSpec,
     VolumeType,
@@ -85,6 +86,16 @@ def choose_copy_capacity(
     if given > source_bytes:
         return choose_capacity(asked, minimum=grown_minimum, maximum=maximum)
     return given
+
+
+def told_bytes(snapshot: Snapshot) -> int:
+    """What must be asked for, for a volume from this snapshot; 0 (unspecified) where any size that is asked is enough.
+
+    So it is at the least size of the kind, to which a smaller size is rounded up. A provisioner compares what is told
+    with what its claim asks, and would refuse the very claim that the source was made for.
+    """
+    least = minimum_bytes(snapshot.volume_type, snapshot.access_type, snapshot.fs_type)
+    return 0 if snapshot.size_bytes <= least else snapshot.size_bytes
 
 
 def planned_bytes(spec: VolumeSpec) -> int:

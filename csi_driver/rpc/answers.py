@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from csi_driver.domain import pages
+from csi_driver.domain import pages, sizes
 from csi_driver.domain.capabilities import check_capability
 from csi_driver.domain.troubles import Severity, Trouble
 from csi_driver.errors import HostvolError, InvalidField, MissingField
@@ -35,7 +35,7 @@ def snapshot(held: Snapshot, topology: Mapping[str, str]) -> csi_pb2.Snapshot:
     message = csi_pb2.Snapshot(
         snapshot_id=held.snapshot_id,
         source_volume_id=held.source_volume_id,
-        size_bytes=held.size_bytes,
+        size_bytes=sizes.told_bytes(held),
         ready_to_use=held.is_ready,
         group_snapshot_id=held.group_snapshot_id,
     )

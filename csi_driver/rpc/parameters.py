@@ -73,10 +73,13 @@ def snapshot_retention(given: Mapping[str, str]) -> tuple[int, RetentionPolicy] 
 def check_group(given: Mapping[str, str]) -> None:
     """A class of group snapshots decides nothing: a key that is not a sidecar's is a mistake.
 
+    Kubernetes' own specs repeat a field of the class, `deletionPolicy`, among its parameters: without effect.
+
     Raises: InvalidField naming the key.
     """
-    for key in given:
-        if not key.startswith(SIDECAR_PREFIX):
+    for key, value in given.items():
+        is_field = key == "deletionPolicy" and value in {"Delete", "Retain"}
+        if not is_field and not key.startswith(SIDECAR_PREFIX):
             raise InvalidField(f"parameters.{key}", key, "none: a member has the parameters of its volume")
 
 

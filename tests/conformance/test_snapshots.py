@@ -94,6 +94,19 @@ def test_what_is_given_tells_its_source_size_time_and_place(driver: Driver, volu
     driver.call("DeleteSnapshot", snapshot_id=snapshot.snapshot_id)
 
 
+def test_whoever_asked_for_less_than_there_can_be_may_ask_so_again(driver: Driver) -> None:
+    # The least ext4 has 8 MiB; provisioners refuse a claim that asks for less than a snapshot tells.
+    volume_id = driver.call("CreateVolume", create_request("least", MIB)).volume.volume_id
+    snapshot = cut(driver, volume_id, "of the least")
+    assert snapshot.size_bytes == 0
+    request = create_request("least again", MIB, volume_content_source=source(snapshot.snapshot_id))
+    copy = driver.call("CreateVolume", request).volume
+    assert copy.capacity_bytes == 8 * MIB
+    driver.call("DeleteSnapshot", snapshot_id=snapshot.snapshot_id)
+    for made in (volume_id, copy.volume_id):
+        driver.call("DeleteVolume", volume_id=made)
+
+
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_a_name_is_any_text(driver: Driver, volumes: dict[str, str], name: str) -> None:
     snapshot = cut(driver, volumes["directory"], name)

@@ -139,6 +139,11 @@ def test_a_name_belongs_to_its_volumes_and_a_member_to_its_group(make_pool: Make
     first, second = image(driver, "first"), image(driver, "second")
     group = group_of(driver, first, second)
     refused(driver, Code.ALREADY_EXISTS, group.group_snapshot_id, first)
+    # Kubernetes' specs repeat this field of the class among its parameters.
+    assert group_of(driver, first, second, parameters={"deletionPolicy": "Retain"}) == group
+    for wrong in ({"deletionPolicy": "Keep"}, {"retention": "1d"}):
+        with pytest.raises(Failure, match=rf"parameters\.{next(iter(wrong))}"):
+            group_of(driver, first, second, name="other", parameters=wrong)
     member = group.snapshots[0].snapshot_id
     with pytest.raises(Failure, match=group.group_snapshot_id) as failure:
         driver.call("DeleteSnapshot", snapshot_id=member)
