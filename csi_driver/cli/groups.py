@@ -101,7 +101,7 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
     with closing(connect(endpoint)) as client:
         found = find_group(client, name_or_id)
         if not yes:
-            click.confirm(_question(found), abort=True)
+            options.confirm(_question(found))
         client.delete_group(found["group_snapshot_id"], found["snapshot_ids"])
     click.echo(f"{found['group_snapshot_id']} and its {len(found['snapshot_ids'])} snapshots are deleted")
 

@@ -130,3 +130,16 @@ def check_driver_name(name: str) -> None:
     """
     if not _DRIVER_NAME.fullmatch(name):
         raise InvalidField("driver-name", name, "1 to 54 lower-case letters, digits, '.' and '-'")
+
+
+def confirm(question: str) -> None:
+    """Go on only if whoever types agrees.
+
+    Raises: click.ClickException when the answer is no, or there is none, as in a script.
+    """
+    try:
+        agrees = click.confirm(question)
+    except click.Abort:
+        raise click.ClickException("nobody answered, nothing was done; --yes does without the question") from None
+    if not agrees:
+        raise click.ClickException("nothing was done")

@@ -114,7 +114,7 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
     with closing(connect(endpoint)) as client:
         found = find_snapshot(client, name_or_id)
         if not yes:
-            click.confirm(f"Delete {found['snapshot_id']} ({found['name']})?", abort=True)
+            options.confirm(f"Delete {found['snapshot_id']} ({found['name']})?")
         client.delete_snapshot(found["snapshot_id"])
     click.echo(f"{found['snapshot_id']} is deleted")
 

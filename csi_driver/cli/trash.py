@@ -100,7 +100,7 @@ def purge(connect: Connect, /, entries: tuple[str, ...], endpoint: str, **asked:
             raise CallFailed("NOT_FOUND", f"not in the trash: {', '.join(sorted(unknown))}; see `hostvol trash list`")
         if chosen and not asked["yes"]:
             own = human_bytes(sum(row["own_bytes"] for row in chosen))
-            click.confirm(f"Delete {len(chosen)} entries ({own}) for good?", abort=True)
+            options.confirm(f"Delete {len(chosen)} entries ({own}) for good?")
         for row in chosen:
             client.purge_trash(row["entry"])
             click.echo(f"{row['entry']} is purged")

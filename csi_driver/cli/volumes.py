@@ -244,7 +244,7 @@ def rollback(connect: Connect, name_or_id: str, snapshot: str, yes: bool, endpoi
     with closing(connect(endpoint)) as client:
         found, cut = find_volume(client, name_or_id), find_snapshot(client, snapshot)
         if not yes:
-            click.confirm(f"Put {cut['name']} in the place of what {found['volume_id']} holds?", abort=True)
+            options.confirm(f"Put {cut['name']} in the place of what {found['volume_id']} holds?")
         volume_id = found["volume_id"]
         entry = watched(
             "copying",
@@ -272,7 +272,7 @@ def delete(connect: Connect, name_or_id: str, yes: bool, endpoint: str) -> None:
     with closing(connect(endpoint)) as client:
         found = find_volume(client, name_or_id)
         if not yes:
-            click.confirm(f"Delete {found['volume_id']} ({found['name']}) and all its data?", abort=True)
+            options.confirm(f"Delete {found['volume_id']} ({found['name']}) and all its data?")
         client.delete_volume(found["volume_id"])
     click.echo(f"{found['volume_id']} is deleted")
 

@@ -30,7 +30,7 @@ def test_the_trash_on_the_command_line(driver: Driver) -> None:
     assert "hostvol trash list" in failed.stderr
     hostvol("volume", "delete", "data", "--yes", *endpoint)
     assert hostvol("trash", "purge", *endpoint).returncode == 2
-    assert hostvol("trash", "purge", "--all", *endpoint, answer="n\n").returncode == 130
+    assert hostvol("trash", "purge", "--all", *endpoint, answer="n\n").returncode == 1
     assert hostvol("trash", "purge", "--expired", "--yes", *endpoint).stdout == ""
     wrong = hostvol("trash", "purge", "vol-nobody@1", "--yes", *endpoint)
     assert (wrong.returncode, "vol-nobody@1" in wrong.stderr) == (1, True)
@@ -43,7 +43,7 @@ def test_a_rollback_on_the_command_line(driver: Driver) -> None:
     endpoint = ("--endpoint", driver.endpoint)
     hostvol("volume", "create", "data", "--size", "16MiB", "--block", *endpoint)
     hostvol("snapshot", "create", "data", "cut", *endpoint)
-    assert hostvol("volume", "rollback", "data", "cut", *endpoint, answer="n\n").returncode == 130
+    assert hostvol("volume", "rollback", "data", "cut", *endpoint, answer="n\n").returncode == 1
     done = hostvol("volume", "rollback", "data", "cut", "--yes", *endpoint)
     assert done.returncode == 0, done.stderr
     entry = done.stdout.rpartition(" ")[2].strip()
