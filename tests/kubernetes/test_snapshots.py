@@ -4,11 +4,13 @@
   outlives its source.
 - The same on another node than the source's.
 - A restored claim may be larger, and its filesystem is.
-- In a pool that shares no blocks, a volume in use is not cut, and the VolumeSnapshot says why.
+- A small image in use is cut in any pool, a directory in use where blocks are shared; elsewhere the VolumeSnapshot says
+  why not.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -105,15 +107,25 @@ def test_a_pod_on_another_node_gets_the_content_too(
     kubernetes.delete("volumesnapshot", "cut", namespace=namespace)
 
 
+@pytest.mark.parametrize("name", ["hostvol", DIRECTORY])
 def test_a_volume_in_use_is_cut_or_refused_with_the_remedy(
-    kubernetes: Kubernetes, namespace: str, pod: PodMaker
+    kubernetes: Kubernetes, namespace: str, pod: PodMaker, name: str
 ) -> None:
-    run(kubernetes, namespace, claim("data", namespace, "hostvol", "64Mi"), pod("main", namespace, ["data"]))
+    node = kubernetes.nodes()[-1]
+    run(kubernetes, namespace, claim("data", namespace, name, "64Mi"), pod("main", namespace, ["data"], node=node))
     kubernetes.apply(snapshot("cut", namespace, "data"))
+    if name == "hostvol" or shares_blocks(kubernetes, node):
+        # Where blocks are not shared, an image as small as this is frozen while it is copied.
+        until(lambda: status(kubernetes, namespace, "cut").get("readyToUse"), 90, "the snapshot is ready")
+    else:
 
-    def ended() -> bool:
-        found = status(kubernetes, namespace, "cut")
-        return bool(found.get("readyToUse") or "staged" in found.get("error", {}).get("message", ""))
+        def refusal() -> str:
+            return str(status(kubernetes, namespace, "cut").get("error", {}).get("message", ""))
 
-    until(ended, 90, "the snapshot is ready, or says what to do")
+        until(lambda: "staged" in refusal(), 90, "the snapshot says what to do")
     kubernetes.delete("volumesnapshot", "cut", namespace=namespace)
+
+
+def shares_blocks(kubernetes: Kubernetes, node: str) -> bool:
+    pools = json.loads(kubernetes.on_node(node, "hostvol", "pool", "list", "--output", "json"))
+    return bool(next(one["reflink"] for one in pools if one["name"] == "default"))
