@@ -99,7 +99,7 @@ def running(driver: Driver, *arguments: str, terminal: str = "") -> Iterator[sub
     """The command in a process of its own, on a terminal if its record is to be kept in a file."""
     command = [sys.executable, "-m", "csi_driver", *arguments, "--endpoint", driver.endpoint]
     if terminal:
-        command = ["script", "--quiet", "--return", "--command", " ".join(command), terminal]
+        command = ["script", "--quiet", "--flush", "--return", "--command", " ".join(command), terminal]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **streams) as process:  # type: ignore[call-overload]
         try:
