@@ -22,12 +22,12 @@ class Capacity:
 def ask(pools: Pools, access_type: AccessType, fs_type: str, values: VolumeParameters) -> Capacity:
     """The capacity of the pool that the parameters name, for the kind of volume that they describe.
 
-    Nothing where the node has no such pool, or does not serve it now.
+    Nothing where the node has no such pool, or does not serve it now, or only for reading.
     """
     kind = (values.volume_type, access_type, fs_type)
     minimum = sizes.minimum_bytes(*kind)
     pool = pools.opened.get(values.pool)
-    if pool is None:
+    if pool is None or pool.is_read_only:
         # A class may name a pool that only other nodes have. In one that is not served nothing can be created either,
         # and a scheduler that hears an error goes on with the latest number that it knows.
         return Capacity(0, minimum, 0)

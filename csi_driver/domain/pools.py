@@ -384,6 +384,22 @@ class Pool:
         if not self.store.has_identity():
             raise NotReady(f"pool {self.name}: {self.store.directory} does not lead to the pool now; is it mounted?")
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing can be written to its filesystem, by way of its mount."""
+        return bool(os.fstatvfs(self.store.root_fd).f_flag & os.ST_RDONLY)
+
+    def require_writable(self) -> None:
+        """Refuse to make anything where the pool is not mounted any more, or only for reading.
+
+        Raises: NotReady.
+        """
+        self.require_present()
+        if self.is_read_only:
+            raise NotReady(
+                f"pool {self.name}: its filesystem at {self.store.directory} is read-only; check it and mount it again"
+            )
+
 
 def _locked_store(directory: str, driver_name: str) -> PoolDirectory:
     store = PoolDirectory(directory, driver_name)

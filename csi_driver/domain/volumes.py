@@ -133,7 +133,7 @@ class Volumes:
         if not is_accessible:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.get(spec.parameters.pool)
-        pool.require_present()
+        pool.require_writable()
         pool.require_retention(spec.parameters)
         if spec.source is None:
             return self._built(pool, self._planned(spec), None)
@@ -166,7 +166,7 @@ class Volumes:
         if existing is not None:
             raise VolumeConflict(spec.name, existing.volume_id, "content", "another one", "that of the stream")
         pool = self._pools.get(spec.parameters.pool)
-        pool.require_present()
+        pool.require_writable()
         if base is None:
             return self._received(pool, spec, incoming)
         with self._sources.based(incoming, base):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,19 @@ from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
 from csi_driver.store import records
 from tests.conformance.probing import refused, traces
-from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, PoolPlace, Workload, capability, create_request, run
+from tests.harness import (
+    DIRECTORY,
+    GIB,
+    MIB,
+    Code,
+    Driver,
+    Failure,
+    PoolPlace,
+    Workload,
+    capability,
+    create_request,
+    run,
+)
 
 KINDS: dict[str, dict[str, Any]] = {
     "ext4": {"size_bytes": 16 * MIB},
@@ -181,6 +194,18 @@ def test_a_btrfs_that_an_earlier_build_left_smaller_than_its_volume_is_made_whol
         small_btrfs.unpublish()
         small_btrfs.unstage()
     run("btrfs", "check", "--readonly", str(small_btrfs.driver.pool / "volumes" / small_btrfs.volume_id / "disk.img"))
+
+
+@pytest.mark.parametrize("point", ["expand.intended", "expand.extended", "expand.recorded", "grow.filesystem_grown"])
+def test_a_driver_killed_while_it_makes_a_btrfs_whole_does_it_again(small_btrfs: Workload, point: str) -> None:
+    stuck_at(small_btrfs, 192 * MIB)
+    small_btrfs.driver.restart(HOSTVOL_CRASH_AT=point)
+    with pytest.raises(Failure):
+        small_btrfs.stage()
+    assert small_btrfs.driver.wait_dead() == -signal.SIGKILL
+    small_btrfs.driver.start()
+    small_btrfs.stage()
+    assert filesystem_bytes(small_btrfs.staging) == size_of(small_btrfs) == 256 * MIB
 
 
 def test_a_btrfs_that_there_is_no_room_to_make_whole_serves_as_it_is(

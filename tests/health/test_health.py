@@ -25,7 +25,7 @@ import pytest
 
 from csi_driver.pb import csi_pb2
 from tests.cluster.cluster import free_port, until
-from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, PoolPlace, Workload, run
+from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, PoolPlace, Workload, create_request, run
 from tests.health.asking import (
     GONE,
     LOOK,
@@ -186,6 +186,8 @@ def test_a_pool_in_trouble_is_told_of_itself_and_of_its_volumes(make_pool: MakeP
     filler.unlink()
     run("mount", "--options", "remount,ro", str(place.mount_point))
     assert troubles(driver, thin.volume_id) == {"PoolReadOnly": WORSE}
+    assert driver.call("GetCapacity").available_capacity == 0
+    assert driver.code("CreateVolume", create_request("more")) is Code.UNAVAILABLE
     run("mount", "--options", "remount,rw", str(place.mount_point))
     assert troubles(driver, thin.volume_id) == {}
     run("umount", "--lazy", str(place.mount_point))
