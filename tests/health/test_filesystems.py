@@ -23,6 +23,7 @@ import pytest
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.unmounted_images import UnmountedImages
 from csi_driver.linux import superblocks
+from tests.cluster.cluster import until
 from tests.harness import MIB, Driver, Failure, Workload, run
 from tests.health.asking import GONE, WORSE, device, image, published, troubles, wait_listed
 
@@ -51,7 +52,8 @@ def patch(path: Path, offset: int, content: bytes) -> bytes:
 def test_what_ext4_counted_is_told_after_it_was_unmounted_until_it_is_checked(driver: Driver) -> None:
     workload = published(driver)
     Path("/sys/fs/ext4", Path(device(workload)).name, "trigger_fs_error").write_text("a test")
-    assert troubles(driver, workload.volume_id) == {"FilesystemErrors": WORSE}
+    # The kernel counts in a work queue.
+    until(lambda: troubles(driver, workload.volume_id) == {"FilesystemErrors": WORSE})
     told = message(driver, workload.volume_id)
     assert re.search(r"\(the first in \w+ at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\).*e2fsck -f", told)
     put_away(workload)

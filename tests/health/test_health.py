@@ -112,7 +112,8 @@ def test_errors_that_ext4_counts_are_told_and_its_going_read_only(driver: Driver
     workload = published(driver, flags=["errors=remount-ro"])
     trigger = Path("/sys/fs/ext4", Path(device(workload)).name, "trigger_fs_error")
     trigger.write_text("a test")
-    assert troubles(driver, workload.volume_id) == {"FilesystemErrors": WORSE, "FilesystemReadOnly": WORSE}
+    # The kernel counts in a work queue.
+    until(lambda: troubles(driver, workload.volume_id) == {"FilesystemErrors": WORSE, "FilesystemReadOnly": WORSE})
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
