@@ -76,9 +76,8 @@ class Grants:
             raise NodeRefused(f"no volume is being made from {source_id[:128]!r} on this node")
 
     def last(self, key: str, source_id: str) -> None:
-        """A fetch that was granted is under way, or was until now."""
-        if (key, source_id) in self._until:
-            self._until[key, source_id] = time.monotonic() + _GRANTED_SECONDS
+        """A fetch that was granted was under way until now: it may have taken longer than its grant held."""
+        self.allow(key, source_id)
 
 
 class _Crossing:
