@@ -28,9 +28,10 @@ FICLONERANGE: Final = iow(0x94, 13, FILE_CLONE_RANGE.size)
 _SECONDS_PER_EXTENT: Final = 17e-6
 _SECONDS_PER_BTRFS_EXTENT: Final = 6e-6
 # What may go before all ordinary threads of a machine. Less is over before the thread is preempted, and giving the
-# priority back costs it the CPU now and then (one time in a hundred, 7 ms at a load of 17 on two CPUs).
+# priority back costs it the CPU now and then (one time in a hundred, 7 ms at a load of 17 on two CPUs). More keeps
+# others from a CPU for too long, the kernel's own threads among them, for which the cut may come to wait.
 _LEAST_URGENT_SECONDS: Final = 1e-3
-_MOST_URGENT_SECONDS: Final = 0.5
+_MOST_URGENT_SECONDS: Final = 0.1
 
 _PROBE_BYTES: Final = 4096
 # One step of a copy: progress and cancellation wait for it. 16 MiB are some 10 ms of disk.
@@ -65,7 +66,7 @@ def clone_file(source_fd: int, target_fd: int, expected: Cost | None = None) -> 
 
     (A longer target would keep its tail, or be refused when the source ends inside one of its blocks.)
     Costs some 17 µs per extent (6 on btrfs), during which writes to the source wait; on a loaded machine many times
-    as long, unless 1 ms to half a second is `expected`: then the kernel does it before all ordinary work. Nothing is
+    as long, unless 1 to 100 ms are `expected`: then the kernel does it before all ordinary work. Nothing is
     synced.
 
     Raises:
