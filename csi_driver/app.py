@@ -6,6 +6,7 @@ The only module that knows every layer.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import os
 import re
@@ -23,16 +24,7 @@ import click
 
 from csi_driver import __version__, durations, logs, quantities
 from csi_driver.app_controller import controller
-from csi_driver.app_orphans import orphans
 from csi_driver.cli import options
-from csi_driver.cli.backup import export_content, import_content
-from csi_driver.cli.client import DriverClient
-from csi_driver.cli.groups import group
-from csi_driver.cli.health import health
-from csi_driver.cli.pools import pool
-from csi_driver.cli.snapshots import snapshot
-from csi_driver.cli.trash import trash
-from csi_driver.cli.volumes import volume
 from csi_driver.domain import freezing, inspection
 from csi_driver.domain.node import Node
 from csi_driver.domain.pools import PoolOptions
@@ -43,6 +35,7 @@ from csi_driver.metrics import Metrics
 from csi_driver.model import PoolName
 
 if TYPE_CHECKING:
+    from csi_driver.cli.client import DriverClient
     from csi_driver.cluster.ferry import Ferry
     from csi_driver.cluster.link import Link, LinkOptions
     from csi_driver.rpc.registration import Registration
@@ -63,6 +56,17 @@ _POOL_FORM = (
 _SETTINGS = ("overcommit", "init", "backing-file", "ephemeral", "retention", "trash")
 _PERCENT = re.compile(r"([1-9][0-9]?|100)%")
 _LISTEN_SECONDS = 1.0
+_OPERATORS = {
+    "export": "cli.backup:export_content",
+    "group": "cli.groups:group",
+    "health": "cli.health:health",
+    "import": "cli.backup:import_content",
+    "orphans": "app_orphans:orphans",
+    "pool": "cli.pools:pool",
+    "snapshot": "cli.snapshots:snapshot",
+    "trash": "cli.trash:trash",
+    "volume": "cli.volumes:volume",
+}
 _POOLLESS_SECONDS = 600.0
 _FORWARDED_SERVICES = (
     "csi.v1.Controller",
@@ -356,7 +360,22 @@ def _connect(endpoint: str) -> DriverClient:
     return Client(endpoint)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """All commands; those of operators are imported when they are asked for: a node is smaller without them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        for name in _OPERATORS:
+            self.get_command(ctx, name)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OPERATORS and cmd_name not in self.commands:
+            module, _, command = _OPERATORS[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(f"csi_driver.{module}"), command))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hostvol")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -460,15 +479,6 @@ def node(log_format: str, log_level: str, **asked: Any) -> None:
 
 
 cli.add_command(controller)
-cli.add_command(export_content)
-cli.add_command(group)
-cli.add_command(health)
-cli.add_command(import_content)
-cli.add_command(orphans)
-cli.add_command(pool)
-cli.add_command(snapshot)
-cli.add_command(trash)
-cli.add_command(volume)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

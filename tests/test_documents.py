@@ -159,6 +159,7 @@ def commands(text: str) -> list[list[str]]:
 def test_every_command_that_a_document_names_exists(document: Path) -> None:
     for arguments in commands(document.read_text()):
         command: click.Command = app.cli
+        app.cli.list_commands(click.Context(app.cli))
         flags: set[str] = set()
         for word in arguments:
             if word.startswith("-"):

@@ -104,6 +104,7 @@ def failed(
 def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield path, group
     if isinstance(group, click.Group):
+        group.list_commands(click.Context(group))
         for name, command in group.commands.items():
             yield from commands(command, (*path, name))
 
