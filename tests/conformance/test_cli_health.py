@@ -76,12 +76,13 @@ def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(
     failed(1, "hostvol node", arguments=("health",), endpoint=f"unix://{tmp_path}/nobody.sock")
 
 
-def test_a_filesystem_that_hangs_is_told_and_keeps_nobody_waiting(driver: Driver) -> None:
+def test_a_filesystem_that_hangs_is_told_and_keeps_nobody_waiting(
+    tmp_path: Path, make_driver: Callable[..., Driver]
+) -> None:
+    driver = make_driver(tmp_path / "pool")
     hung = Workload(driver, "hung", fs_type="xfs", size_bytes=300 * MIB)
     hung.create()
     hung.stage()
     with unanswering_filesystem(hung.staging):
         assert polled(lambda: reasons(driver) == {("volume", "hung", "NotAnswering")}, 60), reasons(driver)
         assert column(driver) == {"hung": "NotAnswering"}
-    hung.unstage()
-    hung.delete()
