@@ -29,14 +29,16 @@ def cluster(empty_cluster: Cluster) -> Cluster:
     return empty_cluster
 
 
-@pytest.fixture
-def slow_cluster(empty_cluster: Cluster) -> Cluster:
-    """One controller, two nodes that send 16 MiB a second."""
-    empty_cluster.add_controller()
+@pytest.fixture(scope="module")
+def slow_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One controller, two nodes that send 16 MiB a second; one for all tests of a module."""
+    slow = Cluster(tmp_path_factory.mktemp("slow"))
+    slow.add_controller()
     for name in ("node-a", "node-b"):
-        node = empty_cluster.prepare_node(name)
+        node = slow.prepare_node(name)
         node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
         node.start()
     for name in ("node-a", "node-b"):
-        empty_cluster.wait_attached(name)
-    return empty_cluster
+        slow.wait_attached(name)
+    yield slow
+    slow.end()
