@@ -334,6 +334,9 @@ def detach(number: int, *, device: int, inode: int, patience_seconds: float = _P
         info = status_of(fd)
         if info is None or not info.is_backed_by(device, inode):
             return True
+        # The switch would stay, and refuse the writes of whoever has the device next.
+        if is_read_only(fd):
+            set_read_only(fd, False)
         _clear(fd)
     finally:
         os.close(fd)  # since Linux 6.11 it is our own close that detaches, so look only afterwards

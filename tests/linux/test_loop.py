@@ -253,6 +253,14 @@ def test_a_read_only_switch_of_an_earlier_owner_is_not_inherited(
     assert comes_off(image)
 
 
+def test_a_read_only_switch_is_not_left_to_the_next_owner(image: int) -> None:
+    with loop.attach(image, block_size=4096, autoclear=False) as device:
+        loop.set_read_only(device.fd, True)
+    of_image = os.fstat(image)
+    assert loop.detach(device.number, device=of_image.st_dev, inode=of_image.st_ino)
+    assert run("blockdev", "--getro", device.path).strip() == "0"
+
+
 def test_a_file_that_is_not_open_for_writing_is_attached_only_read_only(image: int, tmp_path: Path) -> None:
     with opened(tmp_path / "disk.img", os.O_RDONLY) as fd:
         with pytest.raises(OSError, match="not open for writing") as caught:
