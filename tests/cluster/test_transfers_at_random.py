@@ -33,6 +33,7 @@ SEED = os.environ.get("HOSTVOL_SEED", "0")
 CALLERS = 3
 _MOST = 3
 _SIZE_BYTES = 16 * MIB
+LEASES = {"domain.departures.LEASE_SECONDS": 4.0, "domain.departures._SENT_SECONDS": 4.0}
 Code = grpc.StatusCode
 
 
@@ -90,7 +91,7 @@ class Copier(threading.Thread):
         self._storm = storm
         self._number = number
         self.copies: dict[str, Source] = {}
-        self.abandoned: dict[str, Source] = {}  # by name
+        self.abandoned: dict[str, Source] = {}  # creates without an answer, by name
         self.leaving: list[str] = []  # deletes without an answer
 
     def run(self) -> None:
@@ -108,23 +109,28 @@ class Copier(threading.Thread):
                     self.leaving.append(volume_id)
 
     def _copy(self, name: str, source: Source, *, is_patient: bool) -> None:
-        while not self._storm.wrong:
-            answer = self._storm.call("CreateVolume", copy_of(name, source), timeout=20 if is_patient else 0.03)
-            if answer is not None:
-                self.copies[answer.volume.volume_id] = source
-                return
-            if not is_patient or self._storm.over.is_set():
-                self.abandoned[name] = source
-                return
+        self.abandoned[name] = source
+        self._try(name, timeout=20 if is_patient else 0.03)
+        while is_patient and name in self.abandoned and not self._storm.over.is_set() and not self._storm.wrong:
+            # Others, too: the source's node keeps a place for what has begun.
+            for other_name in list(self.abandoned):
+                self._try(other_name)
             self._storm.over.wait(0.2)
 
+    def _try(self, name: str, timeout: float = 20) -> None:
+        source = self.abandoned[name]
+        answer = self._storm.call("CreateVolume", copy_of(name, source), timeout=timeout)
+        if answer is not None:
+            self.copies[answer.volume.volume_id] = source
+            del self.abandoned[name]
+
     def finish(self) -> None:
-        """Make what was abandoned after all, and delete what was to be deleted."""
+        """Delete what was to be deleted, and go on with what was abandoned, each once."""
         for volume_id in self.leaving:
             self._storm.insist("DeleteVolume", volume_id=volume_id)
-        for name, source in self.abandoned.items():
-            volume = self._storm.insist("CreateVolume", copy_of(name, source)).volume
-            self.copies[volume.volume_id] = source
+        self.leaving.clear()
+        for name in list(self.abandoned):
+            self._try(name)
 
 
 def other(node: str) -> str:
@@ -141,7 +147,8 @@ def storm(empty_cluster: Cluster, memory: Path) -> Iterator[Storm]:
     controller = empty_cluster.add_controller()
     places = [PoolPlace.make(memory / fs_type, fs_type, 2 * GIB) for fs_type in ("ext4", "xfs")]
     for name, place in zip(("node-a", "node-b"), places, strict=True):
-        node = empty_cluster.prepare_node(name)
+        # Killed while it is told that a transfer is over, a source holds it for its lease, which is minutes.
+        node = empty_cluster.prepare_node(name, constants=LEASES)
         node.pools = [place]
         # A copy takes a third of a second, so that kills meet some.
         node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
@@ -183,6 +190,13 @@ def drain(storm: Storm, copies: list[str]) -> None:
             storm.insist("DeleteVolume", volume_id=source.object_id)
 
 
+def is_finished(callers: list[Copier]) -> bool:
+    """Whether nothing is left to do, once each caller has done what it could."""
+    for caller in callers:
+        caller.finish()
+    return not any(caller.abandoned for caller in callers)
+
+
 def is_empty(node: Driver) -> bool:
     """Whether the node is done with clearing."""
     return not node.files()
@@ -198,7 +212,7 @@ def test_random_copies_to_the_other_node_are_whole_and_leave_nothing(storm: Stor
     for caller in callers:
         caller.join(60)
         assert not caller.is_alive()
-        caller.finish()
+    until(lambda: storm.wrong or is_finished(callers), 120, "what was abandoned is made after all")
     assert storm.wrong == []
     copies = {volume_id: source for caller in callers for volume_id, source in caller.copies.items()}
     nodes = storm.cluster.nodes
