@@ -66,7 +66,10 @@ class SnapshotRules(Calls):
         if held is not None:
             assert told.snapshot_id == held.snapshot_id
         else:
-            assert (told.source_volume_id, told.size_bytes) == (source_id, volume.size_bytes)
+            assert told.source_volume_id == source_id
+            # Of the least size of its kind nothing is told: any size that is asked for is enough.
+            is_small = volume.size_bytes == volume.kind.sizes[0]
+            assert told.size_bytes == volume.size_bytes or (is_small and not told.size_bytes)
             self.cuts[cut] = SnapshotModel(volume.kind, volume.size_bytes, told.snapshot_id, source_id, volume.written)
 
     @rule(cut=CUT_NAMES, loss=LOSSES)
