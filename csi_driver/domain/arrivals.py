@@ -32,7 +32,7 @@ from csi_driver.model import AccessType, ContentSource, VolumeParameters, Volume
 from csi_driver.store import durable
 
 if TYPE_CHECKING:
-    from csi_driver.domain.sources import Origin
+    from csi_driver.domain.origins import Origin
     from csi_driver.streams.frames import Reader
     from csi_driver.streams.journal import Journal
 

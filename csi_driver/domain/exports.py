@@ -14,7 +14,8 @@ from csi_driver.domain import sizes
 from csi_driver.domain.arrivals import Incoming
 from csi_driver.domain.block_lists import BlockLists, require_related
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
-from csi_driver.domain.sources import Origin, Sources
+from csi_driver.domain.origins import Origin
+from csi_driver.domain.sources import Sources
 from csi_driver.domain.streaming import header_of
 from csi_driver.domain.transfers import source_of
 from csi_driver.domain.volumes import Volumes

@@ -19,8 +19,9 @@ from csi_driver.backends import remains, removal
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.mounts import VolumeMounts
+from csi_driver.domain.origins import Origin
 from csi_driver.domain.pools import Pool
-from csi_driver.domain.sources import Origin, Sources
+from csi_driver.domain.sources import Sources
 from csi_driver.domain.trash import Trash
 from csi_driver.domain.undelete import Settle, require_unused, settle_redo
 from csi_driver.errors import CapacityOutOfRange, InsufficientCapacity, RollbackRefused

@@ -8,8 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from csi_driver.backends import removal
 from csi_driver.backends.increments import Base
@@ -19,6 +18,7 @@ from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
 from csi_driver.domain.operations import Kind, Operation, Operations
+from csi_driver.domain.origins import Described, Origin
 from csi_driver.domain.pools import Pool, Pools
 from csi_driver.domain.progress import Progress
 from csi_driver.domain.stills import Stills
@@ -39,7 +39,6 @@ from csi_driver.model import (
     Snapshot,
     SourceKind,
     Volume,
-    VolumeParameters,
     VolumeSpec,
     VolumeType,
     key_of,
@@ -48,44 +47,6 @@ from csi_driver.model import (
 
 Value = TypeVar("Value", str, int)
 _ONTO = "onto_id"
-
-
-class _Described(Protocol):
-    """What a volume and a snapshot say of their content alike."""
-
-    @property
-    def access_type(self) -> AccessType: ...
-
-    @property
-    def fs_type(self) -> str: ...
-
-    @property
-    def parameters(self) -> VolumeParameters: ...
-
-    @property
-    def family(self) -> str: ...
-
-    @property
-    def content_ids(self) -> frozenset[str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A source that nobody takes away: its content, and what it is.
-
-    `volume` is a living one, to which its users may be writing; None for a snapshot.
-    """
-
-    pool: Pool
-    described: _Described
-    size_bytes: int
-    content_fd: int
-    volume: Volume | None = None
-
-    @property
-    def volume_type(self) -> VolumeType:
-        return self.described.parameters.volume_type
-
 
 _Cut = Callable[[Origin, Volume, ExitStack], int]
 
@@ -304,7 +265,7 @@ def resolved(spec: VolumeSpec, origin: Origin | Incoming) -> VolumeSpec:
     return dataclasses.replace(spec, parameters=dataclasses.replace(asked, block_size=block_size))
 
 
-def _require_base(object_id: str, held: _Described, incoming: Incoming) -> None:
+def _require_base(object_id: str, held: Described, incoming: Incoming) -> None:
     """Refuse to apply a stream to anything but what it is relative to.
 
     Raises: OtherContent; StreamDamaged when it says that it is of another kind than that.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from csi_driver.domain.sources import Origin
+from csi_driver.domain.origins import Origin
 
 if TYPE_CHECKING:
     from csi_driver.streams.header import Header

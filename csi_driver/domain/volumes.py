@@ -23,8 +23,9 @@ from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.disposal import Disposal
 from csi_driver.domain.half_arrivals import HalfArrivals
+from csi_driver.domain.origins import Origin
 from csi_driver.domain.pools import Pool, Pools
-from csi_driver.domain.sources import Origin, Sources, resolved
+from csi_driver.domain.sources import Sources, resolved
 from csi_driver.domain.staging import Staging
 from csi_driver.domain.trash import Trash, mark_of
 from csi_driver.durations import human_seconds

@@ -10,38 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from csi_driver.errors import StreamDamaged
 from csi_driver.streams.header import Header
+from csi_driver.streams.layout import (
+    ATTRIBUTE,
+    DATA,
+    DATA_PLACE,
+    END,
+    ENTRY,
+    HEAD,
+    HEADER,
+    LEAVE,
+    MAGIC,
+    MAX_PAYLOAD_BYTES,
+    NAME_LENGTH,
+    ZEROS,
+    ZEROS_PLACE,
+    checksum_of,
+)
 
 if TYPE_CHECKING:
     from csi_driver.streams.journal import Journal
 
-MAGIC: Final = b"hostvol stream 1\n"
-# No frame is longer with its head: it fits into one message of 1 MiB.
-MAX_PAYLOAD_BYTES: Final = (1 << 20) - (1 << 12)
-MAX_DATA_BYTES: Final = (1 << 20) - (1 << 16)
 _GATHERED_BYTES: Final = 1 << 16
-# Kind, length of the payload, CRC-32.
-HEAD: Final = struct.Struct("<BII")
-# What the CRC covers before the payload: number of the frame, kind, length.
-_PLACE: Final = struct.Struct("<QBI")
-DATA_PLACE: Final = struct.Struct("<Q")
-_ZEROS: Final = struct.Struct("<QQ")
-_NAME_LENGTH: Final = struct.Struct("<H")
-
-HEADER: Final = ord("H")
-DATA: Final = ord("D")
-ZEROS: Final = ord("Z")
-ENTRY: Final = ord("E")
-ATTRIBUTE: Final = ord("A")
-LEAVE: Final = ord("L")
-END: Final = ord("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +78,6 @@ class Leave:
 Record = Data | Zeros | Entry | Attribute | Leave
 
 
-def checksum_of(number: int, kind: int, *payload: bytes | memoryview) -> int:
-    """The CRC-32 of the frame of that number."""
-    checksum = zlib.crc32(_PLACE.pack(number, kind, sum(map(len, payload))))
-    for part in payload:
-        checksum = zlib.crc32(part, checksum)
-    return checksum
-
-
 class Writer:
     """Makes the bytes of one stream, piece by piece; none of them is longer than 1 MiB."""
 
@@ -116,7 +103,7 @@ class Writer:
 
     def zeros(self, offset: int, length: int) -> bytes:
         """A range that reads as zeros, and may not have done so in the base."""
-        return self._frame(ZEROS, _ZEROS.pack(offset, length))
+        return self._frame(ZEROS, ZEROS_PLACE.pack(offset, length))
 
     def entry(self, fields: dict[str, object]) -> bytes:
         """A name in a directory."""
@@ -124,7 +111,7 @@ class Writer:
 
     def attribute(self, name: bytes, content: bytes) -> bytes:
         """An extended attribute."""
-        return self._frame(ATTRIBUTE, _NAME_LENGTH.pack(len(name)) + name, content)
+        return self._frame(ATTRIBUTE, NAME_LENGTH.pack(len(name)) + name, content)
 
     def leave(self) -> bytes:
         """The end of an entry."""
@@ -311,8 +298,8 @@ def _data(payload: memoryview) -> Data:
 
 
 def _zeros(payload: memoryview) -> Zeros:
-    _require(len(payload) == _ZEROS.size)
-    return Zeros(*_ZEROS.unpack(payload))
+    _require(len(payload) == ZEROS_PLACE.size)
+    return Zeros(*ZEROS_PLACE.unpack(payload))
 
 
 def _entry(payload: memoryview) -> Entry:
@@ -320,10 +307,10 @@ def _entry(payload: memoryview) -> Entry:
 
 
 def _attribute(payload: memoryview) -> Attribute:
-    _require(len(payload) > _NAME_LENGTH.size)
-    behind = _NAME_LENGTH.size + _NAME_LENGTH.unpack_from(payload)[0]
+    _require(len(payload) > NAME_LENGTH.size)
+    behind = NAME_LENGTH.size + NAME_LENGTH.unpack_from(payload)[0]
     _require(len(payload) >= behind)
-    return Attribute(bytes(payload[_NAME_LENGTH.size : behind]), bytes(payload[behind:]))
+    return Attribute(bytes(payload[NAME_LENGTH.size : behind]), bytes(payload[behind:]))
 
 
 def _leave(payload: memoryview) -> Leave:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from csi_driver.errors import StreamDamaged
 from csi_driver.linux import holes
-from csi_driver.streams.frames import MAX_DATA_BYTES, Data, Record, Writer, Zeros
+from csi_driver.streams.frames import Data, Record, Writer, Zeros
 from csi_driver.streams.header import Header
+from csi_driver.streams.layout import MAX_DATA_BYTES
 
 if TYPE_CHECKING:
     from csi_driver.streams.journal import Journal

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 
 from csi_driver.faults import crash_point
 from csi_driver.store.pool import JOURNAL
-from csi_driver.streams.frames import DATA, DATA_PLACE, END, HEAD, MAGIC, MAX_PAYLOAD_BYTES, checksum_of
+from csi_driver.streams.layout import DATA, DATA_PLACE, END, HEAD, MAGIC, MAX_PAYLOAD_BYTES, checksum_of
 
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _GATHERED_BYTES: Final = 1 << 16

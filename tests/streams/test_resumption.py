@@ -18,8 +18,9 @@ import pytest
 
 from csi_driver.errors import StreamDamaged, TransferInterrupted
 from csi_driver.streams import images, tree_building
-from csi_driver.streams.frames import DATA, HEAD, MAGIC, Reader
+from csi_driver.streams.frames import Reader
 from csi_driver.streams.journal import Journal
+from csi_driver.streams.layout import DATA, HEAD, MAGIC
 from tests.random_trees import differences, looks
 from tests.streams.test_streams import MIB, sent
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from csi_driver.errors import StreamDamaged
-from csi_driver.streams import frames, images, tree_building, trees
+from csi_driver.streams import images, layout, tree_building, trees
 from csi_driver.streams.frames import Reader, Writer
 from csi_driver.streams.header import Header
 
@@ -238,14 +238,14 @@ def test_a_header_that_cannot_be_is_refused() -> None:
 
 def test_a_frame_of_another_kind_or_length_is_refused() -> None:
     def frame(kind: int, payload: bytes) -> bytes:
-        head = frames._PLACE.pack(1, kind, len(payload))
-        return frames.HEAD.pack(kind, len(payload), zlib.crc32(payload, zlib.crc32(head))) + payload
+        head = layout.PLACE.pack(1, kind, len(payload))
+        return layout.HEAD.pack(kind, len(payload), zlib.crc32(payload, zlib.crc32(head))) + payload
 
     begin = Writer().begin(header("image"))
-    for kind, payload in ((ord("Q"), b""), (frames.DATA, b"short"), (frames.LEAVE, b"x"), (frames.END, b"[]")):
+    for kind, payload in ((ord("Q"), b""), (layout.DATA, b"short"), (layout.LEAVE, b"x"), (layout.END, b"[]")):
         with pytest.raises(StreamDamaged):
             list(Reader([begin, frame(kind, payload)]))
     with pytest.raises(StreamDamaged, match="is said to have"):
-        list(Reader([begin, frames.HEAD.pack(frames.DATA, 1 << 30, 0)]))
+        list(Reader([begin, layout.HEAD.pack(layout.DATA, 1 << 30, 0)]))
     with pytest.raises(StreamDamaged, match="does not begin"):
         Reader([b"something else that is long enough"])
