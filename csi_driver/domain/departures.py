@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -24,6 +25,8 @@ _log = logging.getLogger("hostvol.transfers")
 _MOST: Final = 4
 # What was sent whole waits only for the word that it has come.
 _SENT_SECONDS: Final = 60.0
+# What nobody has read for so long gives its place up to another one that wants it.
+_YIELDS_SECONDS: Final = 60.0
 # More than gRPC's windows and the router can hold, so that whatever was lost on the way is still here.
 _KEPT_PIECES: Final = 12
 
@@ -89,6 +92,7 @@ class Departures:
 
     def _begun(self, transfer_id: str, source_id: str, deadline: float | None) -> Departure:
         self._end_earlier(transfer_id)
+        self._make_room()
         transfer = Departure(transfer_id, source_id, self._count, self._lapse)
         with self._lock:
             if transfer_id in self._transfers:
@@ -111,6 +115,15 @@ class Departures:
         for other in list(self._transfers):
             if other.startswith(f"{create}.") if dot else _is_of_earlier_run(other, transfer_id):
                 self.end(other)
+
+    def _make_room(self) -> None:
+        """Where all places are taken, let go of the transfer that rests longest, if it does so for a while."""
+        transfers = list(self._transfers.values())
+        if len(transfers) < _MOST:
+            return
+        longest = max(transfers, key=Departure.rested_seconds)
+        if longest.rested_seconds() > _YIELDS_SECONDS:
+            self._lapse(longest)
 
     def _count(self, count: int) -> None:
         self._throttle.pass_on(count, self.stopped)
@@ -150,6 +163,7 @@ class Departure:
         self._reader = 0
         self._lease_seconds = 0.0
         self._timer: threading.Timer | None = None
+        self._rests_since = 0.0
         self._is_closed = False
 
     def hold(self, consignment: Consignment) -> None:
@@ -164,6 +178,11 @@ class Departure:
                 return
         consignment.let_go()
         raise TransferLost(self.source_id, "its target does not want it any more")
+
+    def rested_seconds(self) -> float:
+        """How long nobody has read it; 0 while somebody does."""
+        with self._lock:
+            return time.monotonic() - self._rests_since if self._timer is not None else 0.0
 
     def lease(self, seconds: float) -> None:
         """Let go of it when nobody reads for so long."""
@@ -276,6 +295,7 @@ class Departure:
         if self._is_closed or not self._lease_seconds:
             return
         self._wake()
+        self._rests_since = time.monotonic()
         self._timer = threading.Timer(self._lease_seconds, self._lapse, (self,))
         self._timer.daemon = True
         self._timer.start()

@@ -139,6 +139,22 @@ def test_what_nobody_reads_is_let_go() -> None:
         all_of.open("node-run-1", SOURCE, 300, None)
 
 
+def test_a_transfer_that_nobody_reads_gives_its_place_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    consignments = Consignments()
+    all_of = departures(consignments)
+    for number in range(4):
+        all_of.open(f"node{number}-create.1", SOURCE, 0, None)
+    reading = all_of.open("node0-create.1", SOURCE, 0, None).pieces()
+    next(reading)
+    with pytest.raises(TooManyTransfers):
+        all_of.open("late-create.1", SOURCE, 0, None)
+    monkeypatch.setattr("csi_driver.domain.departures._YIELDS_SECONDS", 0.0)
+    all_of.open("late-create.1", SOURCE, 0, None)
+    # The one that has rested longest, and never one that is read.
+    assert consignments.held == {"node0-create.1", "node2-create.1", "node3-create.1", "late-create.1"}
+    reading.close()
+
+
 def test_another_run_of_the_target_ends_what_the_earlier_one_fetched() -> None:
     consignments = Consignments()
     all_of = departures(consignments)
