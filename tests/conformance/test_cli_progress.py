@@ -97,7 +97,17 @@ def operations(driver: Driver) -> list[Any]:
 @contextmanager
 def running(driver: Driver, *arguments: str, terminal: str = "") -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, on a terminal if its record is to be kept in a file."""
-    command = [sys.executable, "-m", "csi_driver", *arguments, "--endpoint", driver.endpoint]
+    # What is started in the background of a shell ignores an interruption.
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "-m",
+        "csi_driver",
+        *arguments,
+        "--endpoint",
+        driver.endpoint,
+    ]
     if terminal:
         command = ["script", "--quiet", "--flush", "--return", "--command", " ".join(command), terminal]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

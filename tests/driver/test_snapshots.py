@@ -162,7 +162,9 @@ def test_a_cut_below_a_writer_holds_what_was_written_before_and_its_copies_live_
     source.up()
     write(source, "before")
     snapshot = cut(driver, source.volume_id)
-    assert (snapshot.size_bytes, snapshot.source_volume_id) == (kind.size_bytes, source.volume_id)
+    # 300 MiB is the least that an XFS can have, so that any size asked is enough for a copy.
+    told = 0 if kind.fs_type == "xfs" else kind.size_bytes
+    assert (snapshot.size_bytes, snapshot.source_volume_id) == (told, source.volume_id)
     write(source, "after")
     first = copied(source, "first", from_snapshot(snapshot.snapshot_id))
     second = copied(source, "second", from_snapshot(snapshot.snapshot_id))

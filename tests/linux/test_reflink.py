@@ -235,11 +235,10 @@ def test_two_directories_of_one_filesystem_can_share_and_two_filesystems_cannot(
         assert not reflink.probe(one, elsewhere)
 
 
+@pytest.mark.parametrize("filesystem", ["xfs", "btrfs"], indirect=True)
 def test_a_clone_of_many_extents_goes_before_ordinary_threads_unless_it_takes_long(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not can_reflink(place):
-        pytest.skip("this filesystem shares no blocks")
     policies = []
     ioctl = fcntl.ioctl
 
