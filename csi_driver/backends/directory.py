@@ -13,7 +13,7 @@ from typing import Final
 from csi_driver.backends import options
 from csi_driver.errors import GrowthRefused, InvalidField, ModificationRefused
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, filesystem, mount, mountinfo, project_tree, quota, sync
+from csi_driver.linux import btrfs, btrfs_quota, filesystem, mount, mountinfo, project_tree, quota, sync
 from csi_driver.model import QuotaPolicy, Usage, Volume, VolumeParameters
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
@@ -57,12 +57,12 @@ def tend_quotas(pool: PoolDirectory) -> None:
     hand, a large subtree dropped) the kernel stops counting until somebody asks for a rescan, and limits hold only as
     far as the stale counts say.
     """
-    if not btrfs.is_btrfs(pool.root_fd) or not btrfs.quota_enabled(pool.root_fd):
+    if not btrfs.is_btrfs(pool.root_fd) or not btrfs_quota.quota_enabled(pool.root_fd):
         return
-    for subvolume in btrfs.stale_qgroups(pool.root_fd):
-        btrfs.destroy_qgroup(pool.root_fd, subvolume)
-    if not btrfs.quota_consistent(pool.root_fd):
-        btrfs.rescan_quota(pool.root_fd)
+    for subvolume in btrfs_quota.stale_qgroups(pool.root_fd):
+        btrfs_quota.destroy_qgroup(pool.root_fd, subvolume)
+    if not btrfs_quota.quota_consistent(pool.root_fd):
+        btrfs_quota.rescan_quota(pool.root_fd)
 
 
 class DirectoryBackend:
@@ -146,8 +146,8 @@ class DirectoryBackend:
         with self._opened(volume) as data_fd:
             if not btrfs.is_subvolume(data_fd):
                 raise ModificationRefused(volume.volume_id, "quota", "its directory is no subvolume; clone it")
-            if not btrfs.quota_enabled(data_fd):
-                btrfs.enable_quota(data_fd)
+            if not btrfs_quota.quota_enabled(data_fd):
+                btrfs_quota.enable_quota(data_fd)
         return volume
 
     def change(self, volume: Volume, to: VolumeParameters, progress: Callable[[int], None]) -> None:
@@ -181,7 +181,7 @@ class DirectoryBackend:
         if self._kind is QuotaKind.QGROUP:
             with self._opened(volume) as data_fd:
                 sync.sync_filesystem(data_fd)
-                return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+                return btrfs_quota.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
         return self._used_bytes(volume)
 
     def own_bytes(self, volume: Volume) -> int:
@@ -194,7 +194,7 @@ class DirectoryBackend:
         if self._kind is QuotaKind.PROJECT:
             return self._used_bytes(volume)
         with self._opened(volume) as data_fd:
-            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).exclusive
+            return btrfs_quota.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).exclusive
 
     @property
     def counts_shared(self) -> bool:
@@ -219,7 +219,7 @@ class DirectoryBackend:
             return self._used_bytes(volume)
         data_fd = durable.open_directory(DATA, dir_fd=object_fd)
         try:
-            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+            return btrfs_quota.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
         finally:
             os.close(data_fd)
 
@@ -289,7 +289,7 @@ class DirectoryBackend:
         """The limit is the volume's size, or there is none; a filesystem that enforces none any more needs nothing."""
         if self._kind is QuotaKind.NONE or (self._kind is QuotaKind.PROJECT and not volume.project_id):
             return
-        if self._kind is QuotaKind.QGROUP and not btrfs.quota_enabled(self._pool.root_fd):
+        if self._kind is QuotaKind.QGROUP and not btrfs_quota.quota_enabled(self._pool.root_fd):
             return
         self._write_limit(volume, volume.capacity_bytes if policy is QuotaPolicy.REQUIRED else 0)
 
@@ -304,7 +304,7 @@ class DirectoryBackend:
                 # In the log before the record that follows it, which is fsynced.
                 quota.set_limit(data_fd, volume.project_id, limit_bytes)
             else:
-                btrfs.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), limit_bytes)
+                btrfs_quota.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), limit_bytes)
                 # An fsync of the record does not carry the quota tree along.
                 btrfs.commit(data_fd)
         finally:
@@ -314,10 +314,10 @@ class DirectoryBackend:
         if volume.parameters.quota is QuotaPolicy.NONE:
             return
         if self._kind is QuotaKind.QGROUP:
-            if not btrfs.quota_enabled(data_fd):
-                btrfs.enable_quota(data_fd)
+            if not btrfs_quota.quota_enabled(data_fd):
+                btrfs_quota.enable_quota(data_fd)
                 crash_point("directory.quota_enabled")
-            btrfs.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), volume.capacity_bytes)
+            btrfs_quota.set_qgroup_limit(data_fd, btrfs.subvolume_id(data_fd), volume.capacity_bytes)
             return
         quota.set_project(data_fd, volume.project_id)
         crash_point("directory.project_set")
@@ -327,13 +327,13 @@ class DirectoryBackend:
         """Whether a quota holds the volume now: the filesystem may be mounted without the one that it was made with."""
         if volume.parameters.quota is QuotaPolicy.NONE or self._kind is QuotaKind.NONE:
             return False
-        return self._kind is QuotaKind.PROJECT or btrfs.quota_enabled(self._pool.root_fd)
+        return self._kind is QuotaKind.PROJECT or btrfs_quota.quota_enabled(self._pool.root_fd)
 
     def _used_bytes(self, volume: Volume) -> int:
         if self._kind is QuotaKind.PROJECT:
             return quota.usage(self._pool.root_fd, volume.project_id).used_bytes
         with self._opened(volume) as data_fd:
-            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
+            return btrfs_quota.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).referenced
 
     @contextmanager
     def _opened(self, volume: Volume) -> Iterator[int]:

@@ -10,7 +10,7 @@ from csi_driver.backends.attachments import IMAGE
 from csi_driver.backends.directory import DATA
 from csi_driver.errors import UndoFailed
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, extents, rename
+from csi_driver.linux import btrfs, btrfs_quota, extents, rename
 from csi_driver.store import durable
 from csi_driver.store.pool import PoolDirectory
 
@@ -62,8 +62,8 @@ def _directory_bytes(object_fd: int) -> int:
     except FileNotFoundError:
         return 0
     try:
-        if btrfs.is_btrfs(data_fd) and btrfs.is_subvolume(data_fd) and btrfs.quota_enabled(data_fd):
-            return btrfs.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).exclusive
+        if btrfs.is_btrfs(data_fd) and btrfs.is_subvolume(data_fd) and btrfs_quota.quota_enabled(data_fd):
+            return btrfs_quota.qgroup_usage(data_fd, btrfs.subvolume_id(data_fd)).exclusive
         return sum(_exclusive(*place) for place in _files(data_fd))
     finally:
         os.close(data_fd)

@@ -13,7 +13,7 @@ from typing import Final
 from csi_driver.backends.directory import DATA
 from csi_driver.errors import RecordDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, quota, tree
+from csi_driver.linux import btrfs, btrfs_quota, quota, tree
 from csi_driver.store import durable, records
 
 _LIFTABLE: Final = frozenset({quota.ProjectQuotaState.ENFORCED, quota.ProjectQuotaState.COUNTED})
@@ -66,8 +66,8 @@ def _remove_subvolume(object_fd: int, subvolume: int) -> None:
             raise
         tree.remove_tree(object_fd, DATA)
     crash_point("clear.subvolume_removed")
-    if btrfs.quota_enabled(object_fd):
-        btrfs.destroy_qgroup(object_fd, subvolume)
+    if btrfs_quota.quota_enabled(object_fd):
+        btrfs_quota.destroy_qgroup(object_fd, subvolume)
 
 
 def _free_project(object_fd: int, name: str) -> None:

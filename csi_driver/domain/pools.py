@@ -27,7 +27,7 @@ from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.ledger import Ledger, Space, is_counted
 from csi_driver.durations import human_seconds
 from csi_driver.errors import InvalidField, NoRoom, NotReady, OperationPending, PoolRefused
-from csi_driver.linux import btrfs, filesystem, lock, mountinfo, reflink
+from csi_driver.linux import btrfs, btrfs_space, filesystem, lock, mountinfo, reflink
 from csi_driver.model import MIB, PoolName, Volume, VolumeParameters, VolumeType
 from csi_driver.store import backing, durable
 from csi_driver.store import pool as pool_store
@@ -423,7 +423,7 @@ class PoolFilesystem:
         root_fd = next(iter(self.pools.values())).store.root_fd
         space = filesystem.space(root_fd)
         if btrfs.is_btrfs(root_fd):
-            return Space(space.total_bytes, btrfs.available_data_bytes(root_fd))
+            return Space(space.total_bytes, btrfs_space.available_data_bytes(root_fd))
         return Space(space.total_bytes, space.available_bytes)
 
     def volumes(self) -> list[Volume]:

@@ -10,7 +10,7 @@ import os
 import struct
 from typing import Final
 
-from csi_driver.linux import btrfs
+from csi_driver.linux import btrfs, btrfs_items
 from csi_driver.linux.ioctl import exchange, iow
 
 # struct btrfs_ioctl_vol_args_v2: fd, transid, flags, a union of 32 bytes that is for quotas, name
@@ -43,4 +43,4 @@ def holds_subvolumes(fd: int) -> bool:
         OSError: ENOTTY where this is no btrfs, EPERM without CAP_SYS_ADMIN.
     """
     identity = btrfs.subvolume_id(fd)
-    return any(btrfs.search(fd, btrfs.ROOT_TREE, _ROOT_REF_KEY, objectids=(identity, identity)))
+    return any(btrfs_items.search(fd, btrfs_items.ROOT_TREE, _ROOT_REF_KEY, objectids=(identity, identity)))

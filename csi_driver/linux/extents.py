@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from csi_driver.linux import btrfs
+from csi_driver.linux import btrfs, btrfs_items
 from csi_driver.linux.ioctl import exchange, iowr
 
 # struct fiemap: fm_start, fm_length, fm_flags, fm_mapped_extents, fm_extent_count, fm_reserved
@@ -133,7 +133,7 @@ def extent_count(fd: int) -> int:
         OSError: as allocated_bytes.
     """
     if btrfs.is_btrfs(fd):
-        return btrfs.extent_item_count(fd, MANY)
+        return btrfs_items.extent_item_count(fd, MANY)
     header = bytearray(FIEMAP.pack(0, _WHOLE_FILE, 0, 0, 0, 0))
     exchange(fd, FS_IOC_FIEMAP, header)
     count: int = FIEMAP.unpack(header)[3]

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from csi_driver.linux import btrfs, ext4_superblock, filesystem, ioctl, process
+from csi_driver.linux import btrfs, btrfs_space, ext4_superblock, filesystem, ioctl, process
 
 # fs/ext4/ext4.h: _IOW('f', 16, __u64)
 EXT4_IOC_RESIZE_FS: Final = ioctl.iow(ord("f"), 16, 8)
@@ -126,7 +126,7 @@ def _grow_xfs(mounted_fd: int, device_fd: int, device_bytes: int) -> bool:
 
 def _grow_btrfs(mounted_fd: int, device_fd: int, device_bytes: int) -> bool:
     wanted = device_bytes // _BTRFS_SECTOR * _BTRFS_SECTOR
-    [device, *others] = btrfs.devices(mounted_fd)
+    [device, *others] = btrfs_space.devices(mounted_fd)
     if others or wanted <= device.size:
         return False
     asked = bytearray(btrfs.VOL_ARGS.pack(0, f"{device.device_id}:{wanted}".encode()))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.linux import attributes, btrfs
-from csi_driver.linux.btrfs import Device, SpaceInfo
+from csi_driver.linux import attributes, btrfs, btrfs_items, btrfs_quota, btrfs_space
+from csi_driver.linux.btrfs_space import Device, SpaceInfo
 from csi_driver.linux.ioctl import exchange
 
 from .filesystem_images import MIB, eventually, mounted, opened, run
@@ -33,7 +33,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quota_pool(tmp_path: Path) -> Iterator[Path]:
     with mounted(tmp_path, "btrfs", size=GIB) as path, opened(path) as fd:
         run("mount", "--options", "remount,commit=1", path)  # the cleaner wakes with each commit
-        btrfs.enable_quota(fd)
+        btrfs_quota.enable_quota(fd)
         yield path
 
 
@@ -64,7 +64,8 @@ def test_structures_and_numbers_are_those_of_the_headers() -> None:
         "BTRFS_IOC_FS_INFO": 0x8400941F,
         "BTRFS_IOC_DEV_INFO": 0xD000941E,
     }
-    assert {name: getattr(btrfs, name) for name in names} == names
+    stated = {**vars(btrfs), **vars(btrfs_items), **vars(btrfs_quota), **vars(btrfs_space)}
+    assert {name: stated[name] for name in names} == names
     sizes = {
         "VOL_ARGS": 4096,
         "INO_LOOKUP": 4096,
@@ -82,7 +83,7 @@ def test_structures_and_numbers_are_those_of_the_headers() -> None:
         "FS_INFO": 1024,
         "DEV_INFO": 4096,
     }
-    found: dict[str, struct.Struct] = {name: getattr(btrfs, name) for name in sizes}
+    found: dict[str, struct.Struct] = {name: stated[name] for name in sizes}
     assert {name: structure.size for name, structure in found.items()} == sizes
     assert attributes.FS_IOC_GETFLAGS == 0x80086601
     assert attributes.FS_IOC_SETFLAGS == 0x40086602
@@ -150,34 +151,34 @@ def test_nocow_needs_an_empty_file(pool: Path) -> None:
 
 def test_quota_is_off_until_it_is_enabled_and_simple_quota_is_refused(tmp_path: Path) -> None:
     with mounted(tmp_path, "btrfs") as path, opened(path) as fd:
-        assert not btrfs.quota_enabled(fd)
-        assert not btrfs.quota_consistent(fd)
-        assert btrfs.stale_qgroups(fd) == []
+        assert not btrfs_quota.quota_enabled(fd)
+        assert not btrfs_quota.quota_consistent(fd)
+        assert btrfs_quota.stale_qgroups(fd) == []
         with pytest.raises(OSError, match="not connected"):
-            btrfs.set_qgroup_limit(fd, 5, MIB)
+            btrfs_quota.set_qgroup_limit(fd, 5, MIB)
         with pytest.raises(FileNotFoundError):
-            btrfs.qgroup_usage(fd, 5)
+            btrfs_quota.qgroup_usage(fd, 5)
         (path / "old").write_bytes(os.urandom(4 * MIB))
         sync(path)
-        btrfs.enable_quota(fd)
-        assert btrfs.quota_enabled(fd)
-        assert btrfs.qgroup_usage(fd, 5).referenced >= 4 * MIB, "what was there before is counted"
-        btrfs.enable_quota(fd)
+        btrfs_quota.enable_quota(fd)
+        assert btrfs_quota.quota_enabled(fd)
+        assert btrfs_quota.qgroup_usage(fd, 5).referenced >= 4 * MIB, "what was there before is counted"
+        btrfs_quota.enable_quota(fd)
         run("btrfs", "quota", "disable", path)
-        assert not btrfs.quota_enabled(fd)
-        simple = bytearray(btrfs.QUOTA_CTL.pack(4, 0))  # BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
+        assert not btrfs_quota.quota_enabled(fd)
+        simple = bytearray(btrfs_quota.QUOTA_CTL.pack(4, 0))  # BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
         try:
-            exchange(fd, btrfs.BTRFS_IOC_QUOTA_CTL, simple)
+            exchange(fd, btrfs_quota.BTRFS_IOC_QUOTA_CTL, simple)
         except OSError:
             return  # before Linux 6.7 there are none
-        assert not btrfs.quota_enabled(fd)
+        assert not btrfs_quota.quota_enabled(fd)
         with pytest.raises(OSError, match="simple quotas"):
-            btrfs.enable_quota(fd)
+            btrfs_quota.enable_quota(fd)
 
 
 def test_a_count_that_the_kernel_gave_up_is_seen_and_made_again(quota_pool: Path) -> None:
     with opened(quota_pool) as parent:
-        assert btrfs.quota_consistent(parent)
+        assert btrfs_quota.quota_consistent(parent)
         for name in ("sub", "other"):
             btrfs.create_subvolume(parent, name)
             (quota_pool / name / "file").write_bytes(os.urandom(MIB))
@@ -193,11 +194,11 @@ def test_a_count_that_the_kernel_gave_up_is_seen_and_made_again(quota_pool: Path
             capture_output=True,
         )
         sync(quota_pool)
-        assert not btrfs.quota_consistent(parent)
-        assert btrfs.quota_enabled(parent)
-        btrfs.rescan_quota(parent)
+        assert not btrfs_quota.quota_consistent(parent)
+        assert btrfs_quota.quota_enabled(parent)
+        btrfs_quota.rescan_quota(parent)
         sync(quota_pool)
-        assert btrfs.quota_consistent(parent)
+        assert btrfs_quota.quota_consistent(parent)
 
 
 def test_usage_and_limit_are_those_that_btrfs_shows(quota_pool: Path) -> None:
@@ -205,16 +206,16 @@ def test_usage_and_limit_are_those_that_btrfs_shows(quota_pool: Path) -> None:
         btrfs.create_subvolume(parent, "sub")
         with opened(quota_pool / "sub") as fd:
             identity = btrfs.subvolume_id(fd)
-        btrfs.set_qgroup_limit(parent, identity, 40 * MIB)
+        btrfs_quota.set_qgroup_limit(parent, identity, 40 * MIB)
         (quota_pool / "sub" / "file").write_bytes(os.urandom(10 * MIB))
         sync(quota_pool)
-        found = btrfs.qgroup_usage(parent, identity)
+        found = btrfs_quota.qgroup_usage(parent, identity)
         assert found.limit == 40 * MIB
         assert 10 * MIB < found.referenced == found.exclusive < 11 * MIB
         shown = shown_qgroups(quota_pool)[f"0/{identity}"]
         assert [int(figure) for figure in shown[:3]] == [found.referenced, found.exclusive, found.limit]
-        btrfs.set_qgroup_limit(parent, identity, 0)
-        assert btrfs.qgroup_usage(parent, identity).limit == 0
+        btrfs_quota.set_qgroup_limit(parent, identity, 0)
+        assert btrfs_quota.qgroup_usage(parent, identity).limit == 0
         assert shown_qgroups(quota_pool)[f"0/{identity}"][2] == "none"
 
 
@@ -226,13 +227,13 @@ def test_nobody_not_even_root_writes_beyond_the_limit(quota_pool: Path, user: in
         os.chown(quota_pool / "sub", user, user)
         with opened(quota_pool / "sub") as fd:
             identity = btrfs.subvolume_id(fd)
-        btrfs.set_qgroup_limit(parent, identity, limit)
+        btrfs_quota.set_qgroup_limit(parent, identity, limit)
         enter = ["env", f"--chdir={quota_pool}/sub", "setpriv", f"--reuid={user}", "--clear-groups", "--"]
         with pytest.raises(subprocess.CalledProcessError) as caught:
             run(*enter, "dd", "if=/dev/urandom", "of=file", "bs=64k", "conv=fsync")
         assert "quota exceeded" in caught.value.stderr
         sync(quota_pool)
-        referenced = btrfs.qgroup_usage(parent, identity).referenced
+        referenced = btrfs_quota.qgroup_usage(parent, identity).referenced
         assert limit * 9 // 10 < referenced <= limit
         print(f"{referenced} of {limit} bytes")
 
@@ -242,15 +243,15 @@ def test_a_qgroup_goes_with_its_subvolume(quota_pool: Path) -> None:
         btrfs.create_subvolume(parent, "sub")
         with opened(quota_pool / "sub") as fd:
             identity = btrfs.subvolume_id(fd)
-        btrfs.set_qgroup_limit(parent, identity, GIB)
-        assert not btrfs.destroy_qgroup(parent, identity), "a living subvolume keeps its qgroup"
+        btrfs_quota.set_qgroup_limit(parent, identity, GIB)
+        assert not btrfs_quota.destroy_qgroup(parent, identity), "a living subvolume keeps its qgroup"
         (quota_pool / "sub" / "file").write_bytes(os.urandom(8 * MIB))
         btrfs.delete_subvolume(parent, "sub")
-        assert not btrfs.destroy_qgroup(parent, identity), "neither does one that is not cleaned up"
-        assert btrfs.stale_qgroups(parent) == []
+        assert not btrfs_quota.destroy_qgroup(parent, identity), "neither does one that is not cleaned up"
+        assert btrfs_quota.stale_qgroups(parent) == []
         run("btrfs", "subvolume", "sync", quota_pool, str(identity))
-        assert eventually(lambda: btrfs.destroy_qgroup(parent, identity))
-        assert btrfs.destroy_qgroup(parent, identity), "gone already is fine"
+        assert eventually(lambda: btrfs_quota.destroy_qgroup(parent, identity))
+        assert btrfs_quota.destroy_qgroup(parent, identity), "gone already is fine"
         assert f"0/{identity}" not in shown_qgroups(quota_pool)
 
 
@@ -258,13 +259,13 @@ def test_a_qgroup_without_a_subvolume_is_stale_and_can_be_destroyed(quota_pool: 
     with opened(quota_pool) as parent:
         run("btrfs", "qgroup", "create", "1/100", quota_pool)
         btrfs.create_subvolume(parent, "living")
-        assert btrfs.stale_qgroups(parent) == []
+        assert btrfs_quota.stale_qgroups(parent) == []
         create = ["btrfs", "qgroup", "create", "0/4711", str(quota_pool)]
         if subprocess.run(create, check=False, capture_output=True).returncode:
             return  # a kernel that makes none without a subvolume (6.18) also leaves none
-        assert btrfs.stale_qgroups(parent) == [4711]
-        assert btrfs.destroy_qgroup(parent, 4711)
-        assert btrfs.stale_qgroups(parent) == []
+        assert btrfs_quota.stale_qgroups(parent) == [4711]
+        assert btrfs_quota.destroy_qgroup(parent, 4711)
+        assert btrfs_quota.stale_qgroups(parent) == []
         assert "1/100" in shown_qgroups(quota_pool)
 
 
@@ -275,21 +276,21 @@ def test_hundreds_of_qgroups_are_all_found(quota_pool: Path) -> None:
             btrfs.create_subvolume(parent, f"sub{number}")
         listed = run("btrfs", "subvolume", "list", quota_pool)
         expected = {int(found) for found in re.findall(r"^ID (\d+)", listed, re.MULTILINE)}
-        found = {identity for identity, _ in btrfs._quota_items(parent, btrfs._QGROUP_INFO_KEY)}
+        found = {identity for identity, _ in btrfs_quota._quota_items(parent, btrfs_quota._QGROUP_INFO_KEY)}
         assert found == expected | {5}
-        assert btrfs.stale_qgroups(parent) == []
+        assert btrfs_quota.stale_qgroups(parent) == []
 
 
 def test_space_and_devices_are_those_that_btrfs_shows(pool: Path) -> None:
     with opened(pool) as fd:
         shown = re.findall(r"total=(\d+), used=(\d+)", run("btrfs", "filesystem", "df", "--raw", pool))
-        found = [(str(space.total), str(space.used)) for space in btrfs.space_infos(fd)]
+        found = [(str(space.total), str(space.used)) for space in btrfs_space.space_infos(fd)]
         assert found[:3] == shown[:3]
-        assert [device.size for device in btrfs.devices(fd)] == [GIB]
+        assert [device.size for device in btrfs_space.devices(fd)] == [GIB]
         usage = run("btrfs", "filesystem", "usage", "--raw", pool)
         allocated = re.search(r"Device allocated:\s+(\d+)", usage)
         assert allocated is not None
-        assert btrfs.devices(fd)[0].allocated == int(allocated[1])
+        assert btrfs_space.devices(fd)[0].allocated == int(allocated[1])
 
 
 CASES = {
@@ -312,7 +313,7 @@ def test_as_much_as_is_said_to_be_available_can_be_allocated_and_written(memory:
     """Thick files of one size, written afterwards in full, use up all that was promised (0: one file)."""
     size, devices, options = CASES[case]
     with mounted(memory, "btrfs", size=size, options=options, devices=devices) as path, opened(path) as fd:
-        promised = left = btrfs.available_data_bytes(fd)
+        promised = left = btrfs_space.available_data_bytes(fd)
         number = 0
         while left >= 4096:
             length = min(piece or left, left) // 4096 * 4096
@@ -324,7 +325,7 @@ def test_as_much_as_is_said_to_be_available_can_be_allocated_and_written(memory:
         for index in range(number):
             rewrite(path / f"image{index}")
         sync(path)
-        remains = btrfs.available_data_bytes(fd)
+        remains = btrfs_space.available_data_bytes(fd)
         statvfs = os.statvfs(path)
         print(
             f"{case}: {size * devices // MIB} MiB raw, promised {promised // MIB} MiB in {number} files, "
@@ -345,7 +346,7 @@ def rewrite(path: Path) -> None:
 def test_thin_files_can_take_in_single_blocks_what_was_said_to_be_available(memory: Path) -> None:
     """The worst that data can make of metadata: an extent for every block."""
     with mounted(memory, "btrfs", size=512 * MIB) as path, opened(path) as fd:
-        promised = btrfs.available_data_bytes(fd)
+        promised = btrfs_space.available_data_bytes(fd)
         with opened(path / "image", NEW) as image:
             btrfs.set_nocow(image)
             blocks = promised // 4096
@@ -357,21 +358,21 @@ def test_thin_files_can_take_in_single_blocks_what_was_said_to_be_available(memo
                     os.fdatasync(image)
             os.fsync(image)
         sync(path)
-        metadata = btrfs.space_infos(fd)[2]
+        metadata = btrfs_space.space_infos(fd)[2]
         print(f"promised {promised // MIB} MiB, metadata {metadata.used / promised:.4f} of it, {metadata}")
 
 
 def test_what_is_freed_is_available_again(tmp_path: Path) -> None:
     with mounted(tmp_path, "btrfs", size=GIB) as path, opened(path) as fd:
-        before = btrfs.available_data_bytes(fd)
+        before = btrfs_space.available_data_bytes(fd)
         with opened(path / "image", NEW) as image:
             os.posix_fallocate(image, 0, before // 2)
             sync(path)
-            during = btrfs.available_data_bytes(fd)
+            during = btrfs_space.available_data_bytes(fd)
             assert during <= before - before // 2 + MIB
         (path / "image").unlink()
         sync(path)
-        assert eventually(lambda: btrfs.available_data_bytes(fd) >= before - 32 * MIB)
+        assert eventually(lambda: btrfs_space.available_data_bytes(fd) >= before - 32 * MIB)
 
 
 DATA, METADATA, DUP, RAID1, RAID0, RAID1C3, RAID5, RAID6 = 1, 4, 32, 16, 8, 512, 128, 256
@@ -380,7 +381,7 @@ DATA, METADATA, DUP, RAID1, RAID0, RAID1C3, RAID5, RAID6 = 1, 4, 32, 16, 8, 512,
 def estimate(profile: int, *rooms: int, metadata_profile: int = DUP) -> int:
     spaces = [SpaceInfo(DATA | profile, 0, 0), SpaceInfo(METADATA | metadata_profile, 100 * GIB, 0)]
     devices = [Device(number, 100 * GIB, 100 * GIB - room) for number, room in enumerate(rooms, 1)]
-    return btrfs.estimate_data_bytes(spaces, devices)
+    return btrfs_space.estimate_data_bytes(spaces, devices)
 
 
 def test_the_estimate_divides_by_the_copies_of_the_profile() -> None:
@@ -400,10 +401,10 @@ def test_the_estimate_divides_by_the_copies_of_the_profile() -> None:
 def test_during_a_conversion_the_stricter_profile_counts() -> None:
     devices = [Device(1, 100 * GIB, 60 * GIB)]
     spaces = [SpaceInfo(DATA, GIB, 0), SpaceInfo(DATA | DUP, GIB, GIB), SpaceInfo(METADATA, 100 * GIB, 0)]
-    assert btrfs.estimate_data_bytes(spaces, devices) == GIB + (39 * GIB - 2 * MIB) // 2
+    assert btrfs_space.estimate_data_bytes(spaces, devices) == GIB + (39 * GIB - 2 * MIB) // 2
 
 
 def test_the_estimate_is_never_negative() -> None:
     spaces = [SpaceInfo(DATA, GIB, GIB), SpaceInfo(METADATA, GIB, GIB)]
-    assert btrfs.estimate_data_bytes(spaces, [Device(1, 10 * GIB, 10 * GIB)], 5 * MIB) == 0
-    assert btrfs.estimate_data_bytes([], []) == 0
+    assert btrfs_space.estimate_data_bytes(spaces, [Device(1, 10 * GIB, 10 * GIB)], 5 * MIB) == 0
+    assert btrfs_space.estimate_data_bytes([], []) == 0
