@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from csi_driver.errors import VolumeBusy, VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import lease, loop
+from csi_driver.linux import lease, loop, loop_holders
 from csi_driver.model import Volume, VolumeId
 from csi_driver.store.pool import PoolDirectory
 
@@ -243,7 +243,7 @@ class Attachments:
     def _wait_until_free(volume: Volume, held: Attachment) -> None:
         if loop.is_gone(held.number, device=held.device, inode=held.inode, patience_seconds=_RELEASE_SECONDS):
             return
-        holders = ", ".join(loop.holders(held.number)) or "an unknown opener"
+        holders = ", ".join(loop_holders.holders(held.number)) or "an unknown opener"
         raise VolumeBusy(volume.volume_id, f"{loop.device_path(held.number)} is in use by {holders}")
 
     def _open(self, volume: Volume) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.linux import loop, mount
+from csi_driver.linux import loop, loop_holders, mount
 
 from .conftest import fails_with, opened, run
 
@@ -362,11 +362,11 @@ def test_a_node_that_dev_lacks_is_made(image: int, target: Path) -> None:
 
 def test_the_holders_of_a_device_are_named(ext4_image: int, target: Path) -> None:
     with opened(target) as target_fd, loop.attach(ext4_image, block_size=4096, autoclear=True) as device:
-        assert any(f"process {os.getpid()} " in holder for holder in loop.holders(device.number))
+        assert any(f"process {os.getpid()} " in holder for holder in loop_holders.holders(device.number))
         mount.mount_filesystem(device.path, "ext4", target_fd)
-    assert f"mount at {target}" in loop.holders(device.number)
+    assert f"mount at {target}" in loop_holders.holders(device.number)
     mount.unmount(str(target))
-    assert f"mount at {target}" not in loop.holders(device.number)
+    assert f"mount at {target}" not in loop_holders.holders(device.number)
 
 
 def test_a_copy_of_the_mount_in_another_namespace_is_named(ext4_image: int, target: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_copy_of_the_mount_in_another_namespace_is_named(ext4_image: int, targ
         assert child.stdout is not None
         child.stdout.readline()
         mount.unmount(str(target))
-        holders = loop.holders(device.number)
+        holders = loop_holders.holders(device.number)
         assert loop.backing_is(device.number, **identity(ext4_image))
         child.communicate(b"\n")
     assert f"mounted in the mount namespace of process {child.pid} (sh)" in holders
