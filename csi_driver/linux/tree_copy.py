@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from csi_driver.linux.link_directory import LinkDirectory
 from csi_driver.linux.paths import open_beneath
 
 # One file's bytes from a descriptor to that of an empty file; told the bytes of this file that are done meanwhile.
@@ -53,7 +53,7 @@ def copy_tree(
             ENOSPC, EDQUOT, EIO; ETXTBSY: an active swap file; ENOTSUP: the target's filesystem cannot keep an
             attribute.
     """
-    copy = _TreeCopy(copy_file, progress)
+    copy = _TreeCopy(copy_file, progress, LinkDirectory(target_fd))
     with ExitStack() as stack:
         stack.callback(copy.close)
         copy.begin(source_fd, target_fd)
@@ -64,23 +64,22 @@ def copy_tree(
 class _TreeCopy:
     """The copy under way: where it is, and how it got there."""
 
-    def __init__(self, copy_file: CopyFile, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, copy_file: CopyFile, progress: Callable[[int], None] | None, links: LinkDirectory) -> None:
         self.copied_bytes = 0
         self._copy_file = copy_file
         self._progress = progress
         self._levels: list[_Level] = []
-        self._source = self._target = self._top = -1
-        # Files with several names: each copy's first one lies here too, for the others to be linked to.
-        self._links = f".links-{secrets.token_hex(8)}"
-        self._links_fd = -1
+        self._source = self._target = -1
+        self._links = links
 
     def close(self) -> None:
-        for fd in (self._source, self._target, self._top, self._links_fd):
+        self._links.close()
+        for fd in (self._source, self._target):
             if fd >= 0:
                 os.close(fd)
 
     def begin(self, source_fd: int, target_fd: int) -> None:
-        self._source, self._target, self._top = os.dup(source_fd), os.dup(target_fd), os.dup(target_fd)
+        self._source, self._target = os.dup(source_fd), os.dup(target_fd)
         self._enter("", os.fstat(source_fd))
 
     def run(self) -> None:
@@ -90,7 +89,7 @@ class _TreeCopy:
                 self._descend(level.pending.pop())
                 continue
             if len(self._levels) == 1:
-                self._drop_links()
+                self._links.remove()
             _keep_attributes(f"/proc/self/fd/{self._source}", self._target, level.found)
             self._levels.pop()
             if self._levels:
@@ -192,32 +191,18 @@ class _TreeCopy:
 
     def _is_linked(self, found: os.stat_result, name: str) -> bool:
         """Whether the file was copied under another name, of which this is a link now."""
-        if self._links_fd < 0:
+        if not self._links:
             return False
+        links_fd = self._links.opened()
         try:
-            os.link(_inode(found), name, src_dir_fd=self._links_fd, dst_dir_fd=self._target, follow_symlinks=False)
+            os.link(_inode(found), name, src_dir_fd=links_fd, dst_dir_fd=self._target, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
 
     def _remember(self, found: os.stat_result, name: str) -> None:
-        if self._links_fd < 0:
-            # Inside the target, so that it is of the same project: a link between two is refused.
-            os.mkdir(self._links, 0o700, dir_fd=self._top)
-            self._links_fd = os.open(self._links, _LIST, dir_fd=self._top)
-        os.link(name, _inode(found), src_dir_fd=self._target, dst_dir_fd=self._links_fd, follow_symlinks=False)
-
-    def _drop_links(self) -> None:
-        if self._links_fd < 0:
-            return
-        # Opened again: on btrfs a descriptor lists only what there was when it was opened.
-        links_fd = os.open(self._links, _LIST, dir_fd=self._top)
-        try:
-            for name in os.listdir(links_fd):
-                os.unlink(name, dir_fd=links_fd)
-        finally:
-            os.close(links_fd)
-        os.rmdir(self._links, dir_fd=self._top)
+        links_fd = self._links.opened()
+        os.link(name, _inode(found), src_dir_fd=self._target, dst_dir_fd=links_fd, follow_symlinks=False)
 
     def _tell(self, copied: int) -> None:
         if self._progress is not None:

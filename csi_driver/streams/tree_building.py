@@ -7,12 +7,12 @@ takes the same number of descriptors.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from csi_driver.errors import StreamDamaged
+from csi_driver.linux.link_directory import LinkDirectory
 from csi_driver.store import durable
 from csi_driver.streams import bases, images
 from csi_driver.streams.frames import Attribute, Data, Entry, Leave, Record, Zeros
@@ -75,16 +75,13 @@ class _Building:
         base: bases.Taken | None,
         journal: Journal | None,
     ) -> None:
-        self._top = target_fd
         self._base = base
         self._here = os.dup(target_fd)
         self._progress = progress
         self._open: list[_Open] = []
         self._is_done = False
         self._done_bytes = 0
-        # Inside the target, so that it is of the same project: a link between two is refused.
-        self._links = f".links-{secrets.token_hex(8) if journal is None else journal.token}"
-        self._links_fd = -1
+        self._links = LinkDirectory(target_fd, "" if journal is None else journal.token)
         self._journal = journal
         self._is_resumed = journal is not None and journal.is_resumed
         if journal is not None:
@@ -94,9 +91,8 @@ class _Building:
         for opened in self._open:
             if opened.content_fd >= 0:
                 os.close(opened.content_fd)
-        for fd in (self._here, self._links_fd):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self._here)
+        self._links.close()
 
     def take(self, record: Record) -> None:
         if isinstance(record, Entry):
@@ -133,7 +129,7 @@ class _Building:
         link = _number(fields.get("link", 0))
         self._make_way(opened)
         if kind == "link":
-            os.link(str(link), name, src_dir_fd=self._linked(), dst_dir_fd=self._here, follow_symlinks=False)
+            os.link(str(link), name, src_dir_fd=self._links.opened(), dst_dir_fd=self._here, follow_symlinks=False)
             return
         if kind == "directory":
             self._make_directory(name, self._here)
@@ -162,8 +158,8 @@ class _Building:
 
     def _number_link(self, name: str, number: str) -> None:
         if self._is_resumed:
-            durable.unlink_if_there(self._linked(), number)
-        os.link(name, number, src_dir_fd=self._here, dst_dir_fd=self._linked(), follow_symlinks=False)
+            durable.unlink_if_there(self._links.opened(), number)
+        os.link(name, number, src_dir_fd=self._here, dst_dir_fd=self._links.opened(), follow_symlinks=False)
 
     def _make_file(self, opened: _Open, *, is_from_base: bool) -> None:
         size = opened.numbers["size"]
@@ -219,7 +215,7 @@ class _Building:
         if self._base is not None:
             self._base.leave()
         if not self._open:
-            self._drop_links()
+            self._links.remove()
             self._is_done = True
         _keep(self._here, opened)
         if self._open:
@@ -236,23 +232,6 @@ class _Building:
             path = f"/proc/self/fd/{self._here}/{name}"
             os.setxattr(path, attribute.name, attribute.content, follow_symlinks=False)
         os.utime(name, ns=(numbers["atime"], numbers["mtime"]), dir_fd=self._here, follow_symlinks=False)
-
-    def _linked(self) -> int:
-        if self._links_fd < 0:
-            self._make_directory(self._links, self._top)
-            self._links_fd = os.open(self._links, _LIST, dir_fd=self._top)
-        return self._links_fd
-
-    def _drop_links(self) -> None:
-        if self._links_fd < 0:
-            return
-        links_fd = os.open(self._links, _LIST, dir_fd=self._top)
-        try:
-            for name in os.listdir(links_fd):
-                os.unlink(name, dir_fd=links_fd)
-        finally:
-            os.close(links_fd)
-        os.rmdir(self._links, dir_fd=self._top)
 
 
 def _keep(fd: int, opened: _Open) -> None:
