@@ -29,12 +29,10 @@ from tests.kubernetes.kubernetes import (
     until,
     with_shared_pool,
 )
-from tests.kubernetes.test_snapshots import needs_snapshots, run, snapshot, status
+from tests.kubernetes.test_snapshots import run, snapshot, status
 
 RETAINED, SHARING = "test-retained", "test-sharing"
 MIB = 1 << 20
-
-__all__ = ["needs_snapshots"]
 
 # Through the socket that the sidecars use: all changed blocks of TARGET since BASE.
 _CHANGED = """
@@ -146,10 +144,11 @@ def test_a_deleted_claim_comes_back(kubernetes: Kubernetes, namespace: str, pod:
     kubernetes.on_node(node, "hostvol", "trash", "purge", "--all", "--yes")
 
 
-@pytest.mark.usefixtures("needs_snapshots")
 def test_changed_blocks_increments_and_a_rollback(
     kubernetes: Kubernetes, namespace: str, pod: PodMaker, node: str
 ) -> None:
+    if not kubernetes.has_snapshots():
+        pytest.skip("needs the CustomResourceDefinitions and the controller of VolumeSnapshots")
     pods = pod("main", namespace, ["data"], node=node)
     run(kubernetes, namespace, claim("data", namespace, SHARING), pods)
     write(kubernetes, namespace, "monday")
