@@ -67,7 +67,7 @@ class Journal:
         return self._fd >= 0
 
     def close(self) -> None:
-        """Idempotent. What was noted last is written, if that is possible."""
+        """Idempotent. What was noted last and not written yet will be fetched again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
