@@ -250,6 +250,8 @@ def serve(config: NodeConfig, stop: threading.Event, *, in_container: bool = Fal
             if link is not None:
                 link.stop()
             server.stop(config.shutdown_seconds)
+            # Only now: until nobody is served any more, what is held to be sent must not be staged.
+            node.departures.stop()
             _abandon_what_hangs(node)
             node.stop()
 

@@ -52,9 +52,9 @@ class Ferry:
         self._calls: set[Any] = set()
 
     def stop(self) -> None:
-        """End everything that is on its way."""
+        """End everything that is on its way. What is held stays held."""
         self.stopped.set()
-        self._departures.stop()
+        self._departures.break_off()
         with self._lock:
             calls = list(self._calls)
         for call in calls:

@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from csi_driver.domain.half_arrivals import HalfArrival
@@ -20,6 +20,7 @@ from csi_driver.domain.progress import Progress
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.transfers import PATIENCE_SECONDS, Carrier, Piece
 from csi_driver.errors import (
+    HostvolError,
     OperationPending,
     SourceElsewhere,
     StreamDamaged,
@@ -41,6 +42,8 @@ _MOST: Final = 2
 _FIRST_PATIENCE_SECONDS: Final = 3.0
 _FIRST_BACKOFF_SECONDS: Final = 0.2
 _LAST_BACKOFF_SECONDS: Final = 5.0
+# Well within a source's lease.
+_RENEWAL_SECONDS: Final = 60.0
 
 
 class Arrivals:
@@ -60,6 +63,17 @@ class Arrivals:
     def count(self) -> int:
         """How many contents are on their way."""
         return len(self._under_way)
+
+    def give_up(self, half: HalfArrival) -> None:
+        """Tell the source of what has come that nothing more of it is wanted."""
+        if self._carrier is None or half.volume.source is None:
+            return
+        try:
+            journal = _journal(half.volume.name, half)
+        except (TransferLost, OSError):
+            return  # its lease ends
+        journal.close()
+        self._carrier.end(journal.transfer_id, half.volume.source.object_id)
 
     @contextmanager
     def begun(self, name: str, source: ContentSource, half: HalfArrival | None) -> Iterator[Arrival]:
@@ -205,6 +219,7 @@ class Arrival(Incoming):
         if self._journal.is_resumed:
             for chunk in self._journal.replayed():
                 self.come_bytes += len(chunk)
+                self._renew()
                 yield chunk
             _log.info("%s: %d bytes are here, the rest is fetched", self.source_id, self.come_bytes)
             self._moved_at = time.monotonic()
@@ -220,6 +235,14 @@ class Arrival(Incoming):
                 raise TransferInterrupted("the content ended before its end")
             except TransferInterrupted as cause:
                 self._wait(cause)
+
+    def _renew(self) -> None:
+        """Now and then have a byte sent, so that the source does not let go while what has come is read."""
+        if time.monotonic() < self._moved_at + _RENEWAL_SECONDS:
+            return
+        with suppress(HostvolError):
+            next(iter(self._carrier.fetch(self._transfer_id, self.source_id, 1)), None)
+        self._moved_at = time.monotonic()
 
     def _pieces(self) -> Generator[Piece]:
         for piece in self._carrier.fetch(self._transfer_id, self.source_id, self.come_bytes):
@@ -251,6 +274,8 @@ class Arrival(Incoming):
 def _journal(name: str, half: HalfArrival | None) -> Journal:
     """The journal of what comes for the volume of that name.
 
+    Raises: TransferLost when that of what has come is none; OSError.
+
     The source knows by the part before the dot that what this create had begun before is not wanted any more.
     """
     from csi_driver.streams.journal import Journal  # noqa: PLC0415 - most nodes never do this
@@ -260,5 +285,7 @@ def _journal(name: str, half: HalfArrival | None) -> Journal:
     object_fd = durable.open_directory(half.volume.volume_id, dir_fd=half.pool.store.tmp_fd)
     try:
         return Journal.resumed(object_fd)
+    except ValueError as cause:
+        raise TransferLost(half.volume.volume_id, f"the journal of what had come is none: {cause}") from cause
     finally:
         os.close(object_fd)

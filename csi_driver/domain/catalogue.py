@@ -122,6 +122,11 @@ class Index(Generic[HeldT]):
         """All objects of the pool have been added."""
         self._missing.pop(pool, None)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pool that was missed has been found."""
+        return not self._missing
+
     def quarantined(self) -> dict[str, RecordDamaged]:
         """Why each quarantined object is not served."""
         return dict(self._quarantined)

@@ -45,8 +45,9 @@ class Consignment:
 
     def let_go(self) -> None:
         """Hold it no longer; nothing of it is left."""
-        self._held.close()
-        _remove(self._pool, name_of(self.transfer_id))
+        with self._held:
+            # The record goes first: without it the source may change.
+            _remove(self._pool, name_of(self.transfer_id))
 
 
 class Consignments:
@@ -54,6 +55,11 @@ class Consignments:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that an earlier process held has been found."""
+        return self._sources.is_complete
 
     def begin(self, transfer_id: str, source_id: str, deadline: float | None) -> Consignment:
         """The content as of now.

@@ -19,7 +19,7 @@ from csi_driver.domain.consignments import Consignment, Consignments
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.transfers import LEASE_SECONDS, Piece
-from csi_driver.errors import OperationPending, TooManyTransfers, TransferLost
+from csi_driver.errors import NotReady, OperationPending, TooManyTransfers, TransferLost
 
 _log = logging.getLogger("hostvol.transfers")
 _MOST: Final = 4
@@ -60,10 +60,15 @@ class Departures:
     def open(self, transfer_id: str, source_id: str, offset: int, deadline: float | None) -> Departure:
         """The transfer, ready to be read from `offset`; whoever read it before is cut off.
 
-        Raises: TransferLost when it is not known any more; TooManyTransfers; what `Sources` raises.
+        Raises: NotReady when a later process, or a pool that is not served yet, may know it; TransferLost when it is
+            not known any more; TooManyTransfers; what `Sources` raises.
         """
+        if self.stopped.is_set():
+            raise NotReady("the driver is stopping; repeat the call")
         transfer = self._transfers.get(transfer_id)
         if transfer is None:
+            if offset and not self._consignments.is_complete:
+                raise NotReady(f"a pool of the node of {source_id} is not served yet; repeat the call")
             if offset:
                 raise TransferLost(source_id, "its node has let the source go")
             transfer = self._begun(transfer_id, source_id, deadline)
@@ -82,9 +87,15 @@ class Departures:
             transfer.end()
             _log.info("transfer %s is over: %d bytes were sent", transfer_id, transfer.sent_bytes)
 
-    def stop(self) -> None:
-        """Leave everything to the next process."""
+    def break_off(self) -> None:
+        """Nothing is sent any more; what is held stays so. Idempotent."""
         self.stopped.set()
+        for transfer in list(self._transfers.values()):
+            transfer.break_off()
+
+    def stop(self) -> None:
+        """Leave everything to the next process; nobody may be served any more who could change what is held."""
+        self.break_off()
         with self._lock:
             transfers, self._transfers = list(self._transfers.values()), {}
         for transfer in transfers:
@@ -204,6 +215,8 @@ class Departure:
                 self._rewind()
             self._next = offset
             self._reader += 1
+            # Whoever asked may never come to read.
+            self._rest()
 
     def pieces(self) -> Iterator[Piece]:
         """All from the place that was sought, to the end; shorter when another reader begins.
@@ -225,6 +238,11 @@ class Departure:
             with self._lock:
                 if reader == self._reader:
                     self._rest()
+
+    def break_off(self) -> None:
+        """Whoever reads it is cut off."""
+        with self._lock:
+            self._reader += 1
 
     def end(self) -> None:
         """Hold nothing any more. Idempotent."""
@@ -271,7 +289,12 @@ class Departure:
 
     def _produced(self) -> Piece:
         assert self._chunks is not None
-        data = next(self._chunks, b"")
+        try:
+            data = next(self._chunks, b"")
+        except BaseException:
+            # What has failed would pass for the end the next time.
+            self._rewind()
+            raise
         piece = Piece(self._produced_to, data, is_last=not data)
         self._produced_to += len(data)
         self._is_produced = piece.is_last

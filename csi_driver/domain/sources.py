@@ -44,6 +44,7 @@ from csi_driver.model import (
     key_of,
     node_key,
 )
+from csi_driver.store import records
 
 Value = TypeVar("Value", str, int)
 _ONTO = "onto_id"
@@ -110,6 +111,11 @@ class Sources:
             incoming.base = origin
             yield
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pools of this node are served."""
+        return self._volumes.is_complete
+
     def is_elsewhere(self, source: ContentSource) -> bool:
         """Whether the source is another node's."""
         return key_of(source.object_id) not in ("", node_key(self._node_id))
@@ -141,16 +147,21 @@ class Sources:
     ) -> int:
         """The content that another process consigned: the cut of that name, or the source, which is held by claim.
 
-        Raises: VolumeDamaged when it is gone; OperationPending; OSError.
+        Raises: VolumeDamaged, RecordDamaged when it is gone; SourceBusy when it may have changed; OperationPending;
+            OSError.
         """
+        contents = pool.contents(volume_type)
         room_fd, object_id = pool.store.tmp_fd, cut_name
+        is_snapshot = source.kind is SourceKind.SNAPSHOT
         if not cut_name:
-            is_snapshot = source.kind is SourceKind.SNAPSHOT
             held.enter_context(self._claims.reading(("snapshot" if is_snapshot else "volume", source.object_id)))
             room_fd = pool.store.snapshots_fd if is_snapshot else pool.store.volumes_fd
             object_id = source.object_id
-        content_fd = pool.contents(volume_type).open(room_fd, object_id)
+        content_fd = contents.open(room_fd, object_id)
         held.callback(os.close, content_fd)
+        if not cut_name and not is_snapshot:
+            volume = records.read_volume(room_fd, object_id, pool.store.path_of(object_id))
+            cuts.require_at_rest(pool, contents, volume, content_fd)
         return content_fd
 
     def _still(self, source: ContentSource, deadline: float | None, held: ExitStack, cut: _Cut) -> tuple[Origin, bool]:

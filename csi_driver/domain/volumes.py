@@ -33,6 +33,7 @@ from csi_driver.errors import (
     CapacityOutOfRange,
     InsufficientCapacity,
     OperationPending,
+    TooManyTransfers,
     TopologyUnsatisfiable,
     TransferInterrupted,
     TransferLost,
@@ -147,6 +148,7 @@ class Volumes:
     def _arrived(self, pool: Pool, spec: VolumeSpec, source: ContentSource) -> Volume:
         half = self._half_arrivals.get(spec.name)
         if half is not None and (half.pool is not pool or half.volume.source != source):
+            self._arrivals.give_up(half)
             self._half_arrivals.drop(half)
             half = None
         try:
@@ -157,7 +159,10 @@ class Volumes:
                 if not half.fits(planned):
                     raise TransferLost(source.object_id, "another volume was asked for by this name before")
                 return self._completed(pool, half.volume, arrival)
-        except (TransferLost, ValueError, OSError):
+        except (TransferInterrupted, TooManyTransfers):
+            raise
+        except BaseException:
+            # The source has been told that nothing more is wanted.
             if half is not None:
                 self._half_arrivals.drop(half)
             raise

@@ -57,12 +57,13 @@ def read(store: PoolDirectory, name: str) -> ConsignmentRecord:
 
 
 def withdraw(store: PoolDirectory, name: str) -> None:
-    """From now on `tmp/<name>` is only to be cleared. Idempotent."""
+    """From now on `tmp/<name>` is only to be cleared, also after a power cut. Idempotent."""
     try:
         object_fd = durable.open_directory(name, dir_fd=store.tmp_fd)
     except FileNotFoundError:
         return
     try:
         durable.unlink_if_there(object_fd, _NAME)
+        os.fsync(object_fd)
     finally:
         os.close(object_fd)

@@ -80,6 +80,7 @@ class Journal:
         if self._fd >= 0:
             return
         self._fd = os.open(JOURNAL, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=object_fd)
+        crash_point("arrival.opened")
         self._flush()
         os.fsync(self._fd)
         os.fsync(object_fd)
@@ -104,7 +105,7 @@ class Journal:
             return
         self._pending += head
         self._pending += payload[: DATA_PLACE.size] if kind == DATA else payload
-        if self._fd >= 0 and (kind == DATA or len(self._pending) > _GATHERED_BYTES):
+        if self._fd >= 0 and (kind in (DATA, END) or len(self._pending) > _GATHERED_BYTES):
             self._flush()
 
     def replayed(self) -> Generator[bytes]:

@@ -6,6 +6,7 @@ takes the same number of descriptors.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from csi_driver.streams.journal import Journal
 
 _LIST: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEFAULT_ACL: Final = "system.posix_acl_default"  # include/uapi/linux/xattr.h
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # A pipe in the place of a file would hold its opener for ever.
 _AGAIN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -120,7 +122,9 @@ class _Building:
             raise StreamDamaged("a directory's stream does not begin with one")
         numbers = {} if kind == "link" else {key: _number(fields.get(key)) for key in _FIELDS}
         opened = _Open(name, kind, numbers)
-        if not is_first:
+        if is_first:
+            self._disinherit()
+        else:
             self._make(opened, fields)
         self._open.append(opened)
 
@@ -136,6 +140,7 @@ class _Building:
             below = os.open(name, _LIST, dir_fd=self._here)
             os.close(self._here)
             self._here = below
+            self._disinherit()
             if self._base is not None:
                 self._base.enter(name)
             return
@@ -149,6 +154,16 @@ class _Building:
             raise StreamDamaged(f"an entry is of an unknown kind ({kind[:40]!r})")
         if link:
             self._number_link(name, str(link))
+
+    def _disinherit(self) -> None:
+        """One that was left before has its default ACL, which what is made in it again would inherit."""
+        if not self._is_resumed:
+            return
+        try:
+            os.removexattr(self._here, _DEFAULT_ACL)
+        except OSError as cause:
+            if cause.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
 
     def _make_way(self, opened: _Open) -> None:
         """Of what was begun before, a name may have been made and no more."""

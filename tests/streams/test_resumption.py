@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,7 +53,16 @@ def tree(top: Path) -> Path:
     os.setxattr(path, "user.top", b"kept")
     os.chmod(path / "d", 0)
     os.chown(path / "b/below", 5, 6)
+    # What is made there later has it, what is there already has not.
+    os.setxattr(path / "b", "system.posix_acl_default", default_acl(5))
     return path
+
+
+def default_acl(user_id: int) -> bytes:
+    """A user more may do everything (include/uapi/linux/posix_acl_xattr.h: tag, permissions, id)."""
+    nobody = 0xFFFFFFFF
+    entries = ((1, 7, nobody), (2, 7, user_id), (4, 5, nobody), (0x10, 7, nobody), (0x20, 0, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {"image": image, "directory": tree}
@@ -78,6 +88,7 @@ class Target:
         self.content = top / "content"
         self.asked = -1
         self.is_other = False
+        self.is_killed = False
 
     def begin(self, stream: bytes, come: int) -> None:
         """Until so many bytes have come; then that process is no more."""
@@ -116,7 +127,8 @@ class Target:
                 self._receive_image(reader, journal, object_fd)
             else:
                 self._receive_tree(reader, journal, object_fd)
-            journal.drop(object_fd)
+            if not self.is_killed:
+                journal.drop(object_fd)
         finally:
             journal.close()
             os.close(object_fd)
@@ -167,6 +179,19 @@ def test_a_stream_is_taken_up_wherever_it_broke_off(kind: str, tmp_path: Path) -
         # What is no data is written down with the next data.
         assert max((end for end in data_ends if end <= come), default=0) <= target.asked <= come
         target.require(source)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_come_whole_is_not_asked_for_again(kind: str, tmp_path: Path) -> None:
+    source = KINDS[kind](tmp_path)
+    stream = sent(source)
+    target = Target(tmp_path / "target")
+    target.is_killed = True
+    target._receive(Journal("create.1"), iter([stream]))
+    target.is_killed = False
+    target.finish(stream)
+    assert target.asked == len(stream)
+    target.require(source)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,7 +24,7 @@ from csi_driver.domain.arrivals import Arrival
 from csi_driver.domain.departures import Departures
 from csi_driver.domain.throttle import Throttle
 from csi_driver.domain.transfers import Piece
-from csi_driver.errors import SourceRefused, TooManyTransfers, TransferInterrupted, TransferLost
+from csi_driver.errors import NotReady, SourceRefused, TooManyTransfers, TransferInterrupted, TransferLost
 from csi_driver.pb import peer_pb2
 from csi_driver.streams.journal import Journal
 from tests.cluster.cluster import until
@@ -39,6 +39,9 @@ class Consignments:
         self.held: set[str] = set()
         self.found: list[Any] = []
         self.cuts = 0
+        self.is_complete = True
+        # Raised once, after so many pieces.
+        self.failure: tuple[int, OSError] | None = None
         self._pieces = pieces
 
     def begin(self, transfer_id: str, source_id: str, deadline: float | None) -> Any:
@@ -66,6 +69,9 @@ class Consignments:
 
     def _sent(self, cut: bytes) -> Generator[bytes]:
         for number in range(self._pieces):
+            if self.failure is not None and self.failure[0] == number:
+                failure, self.failure = self.failure[1], None
+                raise failure
             yield cut + bytes([number]) * 99
 
 
@@ -117,6 +123,36 @@ def test_a_transfer_goes_on_in_the_next_process() -> None:
     until(lambda: not consignments.held, what="nobody reads it any more")
 
 
+def test_what_a_later_process_or_another_pool_may_know_is_not_lost() -> None:
+    consignments = Consignments()
+    all_of = departures(consignments)
+    consignments.is_complete = False
+    with pytest.raises(NotReady, match=SOURCE):
+        all_of.open("node-create.1", SOURCE, 100, None)
+    consignments.is_complete = True
+    reading = all_of.open("node-create.2", SOURCE, 0, None).pieces()
+    next(reading)
+    all_of.break_off()
+    assert list(reading) == []
+    assert consignments.found == []
+    with pytest.raises(NotReady, match="stopping"):
+        all_of.open("node-create.2", SOURCE, 100, None)
+    all_of.stop()
+    assert [one.transfer_id for one in consignments.found] == ["node-create.2"]
+    with pytest.raises(NotReady, match="stopping"):
+        all_of.open("node-create.2", SOURCE, 100, None)
+
+
+def test_what_cannot_be_read_is_not_taken_for_the_end() -> None:
+    consignments = Consignments()
+    all_of = departures(consignments)
+    consignments.failure = (7, OSError("it cannot be read"))
+    with pytest.raises(OSError, match="cannot be read"):
+        read(all_of, "node-create.1", 0)
+    pieces = read(all_of, "node-create.1", 700)
+    assert (pieces[0].offset, pieces[-1].offset, pieces[-1].is_last) == (700, 4000, True)
+
+
 def test_a_reader_is_cut_off_by_the_next_one() -> None:
     all_of = departures(Consignments())
     older = all_of.open("node-run-1", SOURCE, 0, None).pieces()
@@ -137,6 +173,12 @@ def test_what_nobody_reads_is_let_go() -> None:
     until(lambda: not consignments.held)
     with pytest.raises(TransferLost):
         all_of.open("node-run-1", SOURCE, 300, None)
+    # One who asks while another reads, and then reads nothing.
+    reading = all_of.open("node-run-3", SOURCE, 0, None).pieces()
+    next(reading)
+    all_of.open("node-run-3", SOURCE, 100, None)
+    assert list(reading) == []
+    until(lambda: not consignments.held)
 
 
 def test_a_transfer_that_nobody_reads_gives_its_place_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
