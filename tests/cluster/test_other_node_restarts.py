@@ -2,8 +2,8 @@
 
 - Whichever is killed, or both at once, the repeated create goes on where it was: what is sent again is what was on the
   way. Image or directory, the content is what the source had when its transfer began.
-- A source that cannot be cut is still held after a restart of its node: it is not deleted until it is sent. One that
-  was cut may be deleted meanwhile.
+- A source that cannot be cut is still held after a restart of its node: it is not deleted until it is sent, and what
+  has come is void if somebody may have written to it. One that was cut may be deleted meanwhile.
 - What nobody asks for again is cleared on both nodes, also by processes that were started meanwhile, and its space,
   which was promised all the while, can be had again.
 - Another create of the same name gets what it asks for, and nothing of what had come.
@@ -32,7 +32,7 @@ from tests.cluster.test_other_node import (
     sent_bytes,
     written,
 )
-from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, capability
+from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, capability, run
 
 Code = grpc.StatusCode
 SIZE = 32 * MIB
@@ -50,9 +50,12 @@ def resumed_at(node: Driver) -> int:
     return int(re.findall(r": (\d+) bytes are here, the rest is fetched", node.log())[-1])
 
 
-def restart(cluster: Cluster, *nodes: Driver) -> None:
+def restart(cluster: Cluster, *nodes: Driver, gracefully: bool = False) -> None:
     for node in nodes:
-        node.kill()
+        if gracefully:
+            node.stop()
+        else:
+            node.kill()
     for node in nodes:
         node.start()
     for node in nodes:
@@ -81,6 +84,44 @@ def test_a_held_image_is_sent_once_whichever_driver_is_killed(slow_cluster: Clus
     assert int(re.findall(r"is over: (\d+) bytes were sent", source_node.log())[-1]) < SIZE - 7 * MIB
     assert left(target_node) == []
     until(lambda: controller.caller.code("DeleteVolume", volume_id=source) is Code.OK, what="nothing is held")
+
+
+def test_a_held_image_is_sent_once_though_its_driver_is_stopped_and_anew_if_somebody_had_it_open(
+    slow_cluster: Cluster,
+) -> None:
+    controller, (source_node, target_node) = slow_cluster.controller, slow_cluster.nodes.values()
+    source = made(controller, "kept-source", "node-a").volume_id
+    told = written(source_node, source, SIZE)
+
+    sent = sends(source_node)
+    create = Create(controller, asked("kept-first", "node-b", 64 * MIB, source=source))
+    half_way(target_node)
+    restart(slow_cluster, source_node, target_node, gracefully=True)
+    first = create.made().volume_id
+    assert digest(image_of(target_node, first)) == told
+    assert resumed_at(target_node) >= 7 * MIB
+    assert sends(source_node) == sent + 1
+
+    create = Create(controller, asked("kept-second", "node-b", 64 * MIB, source=source))
+    half_way(target_node)
+    source_node.kill()
+    device = run("losetup", "--find", "--show", str(image_of(source_node, source))).strip()
+    release = threading.Thread(target=detach_when, args=(device, lambda: "is given up" in source_node.log()))
+    release.start()
+    source_node.start()
+    release.join()
+    second = create.made().volume_id
+    assert digest(image_of(target_node, second)) == told
+    assert sends(source_node) == sent + 3
+    for volume_id in (first, second, source):
+        until(lambda volume_id=volume_id: controller.caller.code("DeleteVolume", volume_id=volume_id) is Code.OK)
+
+
+def detach_when(device: str, condition: Callable[[], bool]) -> None:
+    try:
+        until(condition, what="its content may have changed")
+    finally:
+        run("losetup", "-d", device)
 
 
 def test_a_cut_directory_is_sent_once_though_both_drivers_are_killed_and_its_source_is_deleted(
