@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import zlib
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +29,7 @@ from csi_driver.domain.transfers import Piece
 from csi_driver.errors import NotReady, SourceRefused, TooManyTransfers, TransferInterrupted, TransferLost
 from csi_driver.pb import peer_pb2
 from csi_driver.streams.journal import Journal
+from csi_driver.streams.layout import MAGIC
 from tests.cluster.cluster import until
 
 SOURCE = "vol-0123456789abcdef-1"
@@ -260,6 +263,25 @@ def test_a_target_takes_up_where_it_is_after_a_break() -> None:
     assert arrived(way) == b"abcdef"
     assert way.asked == [0, 3, 3, 5, 6]
     assert way.ended
+
+
+def test_a_target_that_reads_what_has_come_keeps_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi_driver.domain.arrivals._RENEWAL_SECONDS", 0.0)
+    object_fd = os.open(tmp_path, os.O_RDONLY)
+    journal = Journal("create.1")
+    journal.place(object_fd)
+    journal.close()
+    # One byte is asked for while what has come is read; whatever becomes of that, the rest is asked for behind it.
+    way = Way([TransferInterrupted("broken")], [Piece(len(MAGIC), b"rest")], [Piece(len(MAGIC) + 4, b"", is_last=True)])
+    arrival = Arrival(way, SOURCE, Journal.resumed(object_fd), "name", lambda _: None)
+    try:
+        chunks = arrival._all_chunks()
+        assert next(chunks) == MAGIC
+        assert next(chunks) == b"rest"
+    finally:
+        arrival.close()
+        os.close(object_fd)
+    assert way.asked == [1, len(MAGIC)]
 
 
 def test_a_target_gives_up_what_is_lost_and_what_it_need_not_wait_for() -> None:
