@@ -202,6 +202,20 @@ def hostvol(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
 
 
+def ended(process: subprocess.Popen[bytes] | ForkedProcess, number: int) -> int:
+    """Send a signal and wait; the exit code. What has not ended within a minute is killed, and that is told.
+
+    Raises: subprocess.TimeoutExpired.
+    """
+    process.send_signal(number)
+    try:
+        return process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        raise
+
+
 @dataclass
 class Driver:
     """`hostvol node` as a child process; it is started, killed and started again on the same pools."""
@@ -326,11 +340,7 @@ class Driver:
 
     def _end(self, number: int) -> int:
         self.disconnect()
-        if self.process is None:
-            return 0
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(60)
+        return ended(self.process, number) if self.process is not None else 0
 
     def log(self) -> str:
         return (self.home / "log").read_text(errors="replace")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from csi_driver.model import topology_key
 from csi_driver.pb import csi_pb2
 from tests.cluster.api import DRIVER, FakeApi
-from tests.harness import DIRECTORY, PROGRAM, Caller, Driver, Failure, PoolPlace, create_request, start_fork
+from tests.harness import DIRECTORY, PROGRAM, Caller, Driver, Failure, PoolPlace, create_request, ended, start_fork
 from tests.zygote import ForkedProcess
 
 
@@ -44,6 +46,7 @@ class Controller:
     names: tuple[str, ...] = ("127.0.0.1", "localhost", "hostvol-controller.test")
     arguments: tuple[str, ...] = ()
     constants: dict[str, float] = field(default_factory=dict)
+    is_over: threading.Event = field(default_factory=threading.Event)  # it is not started again
     process: ForkedProcess | None = None
     _caller: Caller | None = None
 
@@ -97,11 +100,7 @@ class Controller:
         if self._caller is not None:
             self._caller.close()
             self._caller = None
-        if self.process is None:
-            return 0
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(60)
+        return ended(self.process, number) if self.process is not None else 0
 
     def log(self) -> str:
         return (self.home / "log").read_text(errors="replace")
@@ -137,11 +136,21 @@ class Cluster:
     def token_file(self, name: str) -> Path:
         return self.home / f"token-{name}"
 
+    def begin(self, *arguments: str) -> None:
+        """One controller and two nodes with these arguments, which serve and are attached."""
+        self.add_controller()
+        for name in ("node-a", "node-b"):
+            node = self.prepare_node(name)
+            node.arguments = [*node.arguments, *arguments]
+            node.start()
+        for name in self.nodes:
+            self.wait_attached(name)
+
     def add_controller(self, address: str = "127.0.0.1", *arguments: str) -> Controller:
         home = self.home / f"controller{len(self.controllers)}"
         controller = Controller(home, self.api, self.port, address, arguments=arguments, constants=self.constants)
-        controller.start()
         self.controllers.append(controller)
+        controller.start()
         self.write_authority()
         return controller
 
@@ -192,13 +201,16 @@ class Cluster:
             return False
         return True
 
-    def end(self) -> None:
-        for node in self.nodes.values():
-            node.stop()
-            node.clean_up()
-        for controller in self.controllers:
-            controller.stop()
-        self.api.close()
+    def close(self) -> None:
+        """End all of it, each whatever becomes of the others."""
+        with ExitStack() as stack:
+            stack.callback(self.api.close)
+            for controller in self.controllers:
+                controller.is_over.set()
+                stack.callback(controller.stop)
+            for node in self.nodes.values():
+                stack.callback(node.clean_up)
+                stack.callback(node.stop)
         for process in (*self.nodes.values(), *self.controllers):
             if process.process is not None:
                 assert "unforeseen" not in process.log(), process.log()

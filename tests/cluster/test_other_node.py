@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,9 @@ def digest(path: Path) -> str:
 @pytest.fixture(scope="module")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One controller, two nodes, for all tests that break nothing."""
-    shared = Cluster(tmp_path_factory.mktemp("shared"))
-    shared.add_controller()
-    for name in ("node-a", "node-b"):
-        shared.prepare_node(name).start()
-    for name in ("node-a", "node-b"):
-        shared.wait_attached(name)
-    yield shared
-    shared.end()
+    with closing(Cluster(tmp_path_factory.mktemp("shared"))) as shared:
+        shared.begin()
+        yield shared
 
 
 def test_a_raw_block_volume_is_cloned_to_another_node(shared_cluster: Cluster) -> None:
@@ -190,7 +186,7 @@ def sent_bytes(node: Driver) -> int:
 
 
 class Create:
-    """A create that is repeated, as an orchestrator does it, until it ends finally."""
+    """A create that is repeated, as an orchestrator does it, until it ends finally, or its router is done with."""
 
     def __init__(self, controller: Controller, request: csi_pb2.CreateVolumeRequest) -> None:
         self._controller, self._request = controller, request
@@ -201,7 +197,7 @@ class Create:
         self._thread.start()
 
     def _run(self) -> None:
-        while self.volume is None and self.failure is None:
+        while self.volume is None and self.failure is None and not self._controller.is_over.is_set():
             caller = Caller(self._controller.socket_path)
             try:
                 self.volume = caller.call("CreateVolume", self._request, timeout=2).volume
@@ -209,7 +205,7 @@ class Create:
                 self.codes.append(failure.code)
                 if failure.code not in PASSING:
                     self.failure = failure
-                time.sleep(0.2)
+                self._controller.is_over.wait(0.2)
             finally:
                 caller.close()
 

@@ -14,7 +14,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,27 +144,36 @@ def copy_of(name: str, source: Source) -> csi_pb2.CreateVolumeRequest:
 @pytest.fixture
 def storm(empty_cluster: Cluster, memory: Path) -> Iterator[Storm]:
     """Two nodes with a volume each, on an ext4 and on an xfs, and a snapshot of it."""
-    controller = empty_cluster.add_controller()
-    places = [PoolPlace.make(memory / fs_type, fs_type, 2 * GIB) for fs_type in ("ext4", "xfs")]
+    with ExitStack() as stack:
+        places = []
+        for fs_type in ("ext4", "xfs"):
+            places.append(PoolPlace.make(memory / fs_type, fs_type, 2 * GIB))
+            stack.callback(places[-1].remove)
+        stack.callback(empty_cluster.close)
+        storm = Storm(empty_cluster, sources_on(empty_cluster, places))
+        stack.callback(storm.over.set)
+        yield storm
+
+
+def sources_on(cluster: Cluster, places: list[PoolPlace]) -> list[Source]:
+    """What is copied from, on nodes that are started for it."""
+    controller = cluster.add_controller()
     for name, place in zip(("node-a", "node-b"), places, strict=True):
         # Killed while it is told that a transfer is over, a source holds it for its lease, which is minutes.
-        node = empty_cluster.prepare_node(name, constants=LEASES)
+        node = cluster.prepare_node(name, constants=LEASES)
         node.pools = [place]
         # A copy takes a third of a second, so that kills meet some.
         node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
         node.start()
     sources = []
-    for name, node in empty_cluster.nodes.items():
-        empty_cluster.wait_attached(name)
+    for name, node in cluster.nodes.items():
+        cluster.wait_attached(name)
         volume_id = made(controller, f"source-{name}", name, _SIZE_BYTES).volume_id
         told = written(node, volume_id, 6 * MIB)
         cut = controller.call("CreateSnapshot", source_volume_id=volume_id, name=f"cut-{name}").snapshot.snapshot_id
         until(lambda cut=cut: controller.call("GetSnapshot", snapshot_id=cut).snapshot.ready_to_use)
         sources += [Source(volume_id, name, told), Source(cut, name, told)]
-    yield Storm(empty_cluster, sources)
-    empty_cluster.end()
-    for place in places:
-        place.remove()
+    return sources
 
 
 def kill_by_turns(storm: Storm) -> None:
@@ -207,11 +216,13 @@ def test_random_copies_to_the_other_node_are_whole_and_leave_nothing(storm: Stor
     callers = [Copier(storm, number) for number in range(CALLERS)]
     for caller in callers:
         caller.start()
-    kill_by_turns(storm)
-    storm.over.set()
-    for caller in callers:
-        caller.join(60)
-        assert not caller.is_alive()
+    try:
+        kill_by_turns(storm)
+    finally:
+        storm.over.set()
+        for caller in callers:
+            caller.join(60)
+    assert not any(caller.is_alive() for caller in callers)
     until(lambda: storm.wrong or is_finished(callers), 120, "what was abandoned is made after all")
     assert storm.wrong == []
     copies = {volume_id: source for caller in callers for volume_id, source in caller.copies.items()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -127,22 +128,22 @@ def digest(place: Path) -> str:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """The first node's pool can share blocks: a living volume is cut there."""
     home = tmp_path_factory.mktemp("transfers")
-    place = PoolPlace.make(home / "xfs", "xfs", 1 << 30)
-    cluster = Cluster(home)
-    cluster.add_controller()
-    for name in ("node-a", "node-b"):
-        environment = {faults.CRASH_AT: f"@{home / name}.at", faults.CRASH_LOG: f"{home / name}.points"}
-        node = cluster.prepare_node(name, environment=environment)
-        if name == "node-a":
-            node.pools = [place]
-            # A target that has its volume asks for nothing again: the source waits for the word.
-            node.constants = {"domain.departures._SENT_SECONDS": 2.0, "domain.departures.LEASE_SECONDS": 15.0}
-        node.start()
-    for name in ("node-a", "node-b"):
-        cluster.wait_attached(name)
-    yield Nodes(cluster)
-    cluster.end()
-    place.remove()
+    with ExitStack() as stack:
+        place = PoolPlace.make(home / "xfs", "xfs", 1 << 30)
+        stack.callback(place.remove)
+        cluster = stack.enter_context(closing(Cluster(home)))
+        cluster.add_controller()
+        for name in ("node-a", "node-b"):
+            environment = {faults.CRASH_AT: f"@{home / name}.at", faults.CRASH_LOG: f"{home / name}.points"}
+            node = cluster.prepare_node(name, environment=environment)
+            if name == "node-a":
+                node.pools = [place]
+                # A target that has its volume asks for nothing again: the source waits for the word.
+                node.constants = {"domain.departures._SENT_SECONDS": 2.0, "domain.departures.LEASE_SECONDS": 15.0}
+            node.start()
+        for name in ("node-a", "node-b"):
+            cluster.wait_attached(name)
+        yield Nodes(cluster)
 
 
 @pytest.mark.parametrize(("kind", "node"), MATRIX)

@@ -66,8 +66,8 @@ def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def running(home: Path, pool: Path) -> Iterator[Driver]:
     """A driver; afterwards nothing of it is mounted, and it met nothing that it did not foresee."""
     driver = Driver(home, [PoolPlace(pool)])
-    driver.start()
     try:
+        driver.start()
         yield driver
     finally:
         driver.stop()
