@@ -1,22 +1,16 @@
-"""ControllerExpandVolume and NodeExpandVolume of CSI 1.13, row by row of their tables, for every kind of volume.
+"""The size that volumes of every kind grow to, and the table of ControllerExpandVolume of CSI 1.13, row by row.
 
 - What is given satisfies what is asked, is told by every later answer, and is what the workload gets: device,
   filesystem and statistics; on a mounted volume at once, and on one that is not when it is staged next.
 - Nothing becomes smaller: less is OK and changes nothing, a limit below the size is OUT_OF_RANGE.
-- The volume is looked up before its path is judged; a path where the volume is not is NOT_FOUND.
-- A capability that the volume does not have is INVALID_ARGUMENT; more than the pool has is RESOURCE_EXHAUSTED, with
-  numbers, and leaves no trace.
-- A read-only publication, a block device, symbolic links: whatever path kubelet names, the volume grows.
-- What cannot grow while it is mounted says how it can.
+- A capability that the volume does not have is INVALID_ARGUMENT, to the node as well; more than the pool has is
+  RESOURCE_EXHAUSTED, with numbers, and leaves no trace.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,76 +18,30 @@ import pytest
 
 from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
-from csi_driver.store import records
+from tests.conformance.growing import KINDS, growing, grows_mounted, is_unlimited, size_of, statistics_total
 from tests.conformance.probing import refused, traces
 from tests.harness import (
-    DIRECTORY,
     GIB,
     MIB,
     Code,
     Driver,
-    Failure,
-    PoolPlace,
     Workload,
     capability,
     create_request,
     run,
 )
 
-KINDS: dict[str, dict[str, Any]] = {
-    "ext4": {"size_bytes": 16 * MIB},
-    "ext4-thick": {"size_bytes": 16 * MIB, "parameters": {"provisioning": "thick"}},
-    "xfs": {"fs_type": "xfs", "size_bytes": 300 * MIB},
-    "btrfs": {"fs_type": "btrfs", "size_bytes": 128 * MIB},
-    "block": {"block": True, "size_bytes": 8 * MIB},
-    "directory": {"parameters": DIRECTORY, "size_bytes": 8 * MIB},
-}
-
 
 @pytest.fixture(params=KINDS)
 def volume(request: pytest.FixtureRequest, driver: Driver) -> Iterator[Workload]:
-    yield from existing(driver, request.param)
+    with growing(driver, request.param) as workload:
+        yield workload
 
 
 @pytest.fixture
 def image(driver: Driver) -> Iterator[Workload]:
-    yield from existing(driver, "xfs")
-
-
-@pytest.fixture
-def device(driver: Driver) -> Iterator[Workload]:
-    yield from existing(driver, "block")
-
-
-def existing(driver: Driver, kind: str) -> Iterator[Workload]:
-    before = (driver.mounts(), driver.loops(), driver.files())
-    workload = Workload(driver, f"growing-{kind}", **KINDS[kind])
-    workload.create()
-    yield workload
-    for number in range(2):
-        workload.unpublish(number)
-    workload.unstage()
-    workload.delete()
-    assert (driver.mounts(), driver.loops(), driver.files()) == before
-
-
-def size_of(workload: Workload) -> int:
-    """As the controller tells it."""
-    told = workload.driver.call("ControllerGetVolume", volume_id=workload.volume_id)
-    return int(told.volume.capacity_bytes)
-
-
-def statistics_total(workload: Workload) -> int:
-    answer = workload.driver.call("NodeGetVolumeStats", volume_id=workload.volume_id, volume_path=workload.target())
-    return int(answer.usage[0].total)
-
-
-def is_unlimited(workload: Workload) -> bool:
-    return workload.parameters.get("quota") == "none"
-
-
-def grows_mounted(workload: Workload) -> bool:
-    return not workload.name.startswith("growing-ext4") or growth.may_grow_mounted_ext4()
+    with growing(driver, "xfs") as workload:
+        yield workload
 
 
 # The size
@@ -121,128 +69,6 @@ def test_an_expansion_can_be_repeated_and_changes_nothing(volume: Workload) -> N
         assert volume.expand(asked) == 2 * volume.size_bytes
     assert volume.expand_on_node() == 2 * volume.size_bytes
     assert traces(volume.driver) == before
-
-
-@pytest.fixture
-def small_btrfs(driver: Driver) -> Iterator[Workload]:
-    yield from existing(driver, "btrfs")
-
-
-def test_a_small_btrfs_grows_to_what_the_kernel_lets_it_grow_to(small_btrfs: Workload) -> None:
-    request = small_btrfs.expand_request(192 * MIB)
-    request.capacity_range.limit_bytes = 200 * MIB
-    refused(small_btrfs.driver, "ControllerExpandVolume", Code.OUT_OF_RANGE, "limit_bytes", request=request)
-    small_btrfs.stage()
-    small_btrfs.publish()
-    assert small_btrfs.expand(192 * MIB) == 256 * MIB
-    assert small_btrfs.expand_on_node() == 256 * MIB
-    assert small_btrfs.expand(192 * MIB) == 256 * MIB
-
-
-def test_a_copy_of_a_small_btrfs_has_its_size_or_one_to_which_it_can_grow(small_btrfs: Workload) -> None:
-    for size, given in ((128 * MIB, 128 * MIB), (192 * MIB, 256 * MIB)):
-        copy = Workload(small_btrfs.driver, f"copy-{size}", fs_type="btrfs", size_bytes=size)
-        request = create_request(copy.name, size, volume_capabilities=[copy.capability])
-        request.volume_content_source.volume.volume_id = small_btrfs.volume_id
-        made = copy.driver.call("CreateVolume", request).volume
-        assert made.capacity_bytes == given
-        copy.volume_id = made.volume_id
-        copy.stage()
-        copy.unstage()
-        copy.delete()
-
-
-def stuck_at(workload: Workload, size_bytes: int) -> None:
-    """The volume as an earlier build extended it: the image and the record have the size, the btrfs in it has not."""
-    driver = workload.driver
-    driver.stop()
-    volumes = driver.pool / "volumes"
-    os.truncate(volumes / workload.volume_id / "disk.img", size_bytes)
-    volumes_fd = os.open(volumes, os.O_RDONLY)
-    try:
-        held = records.read_volume(volumes_fd, workload.volume_id, "its record")
-        records.replace_volume(volumes_fd, dataclasses.replace(held, capacity_bytes=size_bytes))
-    finally:
-        os.close(volumes_fd)
-    driver.start()
-
-
-def filesystem_bytes(path: str) -> int:
-    return int(re.findall(r"Device size:\s+(\d+)", run("btrfs", "filesystem", "usage", "--raw", path))[0])
-
-
-@pytest.mark.parametrize("how", ["stage", "expand", "limited"])
-def test_a_btrfs_that_an_earlier_build_left_smaller_than_its_volume_is_made_whole(
-    small_btrfs: Workload, how: str
-) -> None:
-    small_btrfs.stage()
-    Path(small_btrfs.staging, "kept").write_text("before")
-    small_btrfs.unstage()
-    stuck_at(small_btrfs, 192 * MIB)
-    if how == "limited":
-        request = small_btrfs.expand_request(192 * MIB)
-        request.capacity_range.limit_bytes = 192 * MIB
-        assert small_btrfs.driver.call("ControllerExpandVolume", request).capacity_bytes == 192 * MIB, "as was allowed"
-    if how == "expand":
-        assert small_btrfs.expand(192 * MIB) == 256 * MIB
-    for _ in range(2):
-        small_btrfs.stage()
-        small_btrfs.publish()
-        assert filesystem_bytes(small_btrfs.staging) == size_of(small_btrfs) == 256 * MIB
-        assert small_btrfs.expand_on_node() == 256 * MIB
-        assert Path(small_btrfs.target(), "kept").read_text() == "before"
-        small_btrfs.unpublish()
-        small_btrfs.unstage()
-    run("btrfs", "check", "--readonly", str(small_btrfs.driver.pool / "volumes" / small_btrfs.volume_id / "disk.img"))
-
-
-@pytest.mark.parametrize("point", ["expand.intended", "expand.extended", "expand.recorded", "grow.filesystem_grown"])
-def test_a_driver_killed_while_it_makes_a_btrfs_whole_does_it_again(small_btrfs: Workload, point: str) -> None:
-    stuck_at(small_btrfs, 192 * MIB)
-    small_btrfs.driver.restart(HOSTVOL_CRASH_AT=point)
-    with pytest.raises(Failure):
-        small_btrfs.stage()
-    assert small_btrfs.driver.wait_dead() == -signal.SIGKILL
-    small_btrfs.driver.start()
-    small_btrfs.stage()
-    assert filesystem_bytes(small_btrfs.staging) == size_of(small_btrfs) == 256 * MIB
-
-
-def test_a_btrfs_that_there_is_no_room_to_make_whole_serves_as_it_is(
-    make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver]
-) -> None:
-    driver = make_driver(make_pool("xfs", 512 * MIB))
-    workload = Workload(driver, "small", **KINDS["btrfs"])
-    workload.create()
-    stuck_at(workload, 192 * MIB)
-    room = driver.call("GetCapacity").available_capacity - MIB
-    Workload(driver, "greedy", block=True, size_bytes=room).create()
-    workload.stage()
-    assert "keeps a btrfs that is smaller" in driver.log()
-    assert (size_of(workload), filesystem_bytes(workload.staging)) == (192 * MIB, 128 * MIB)
-    at_staging = {"volume_id": workload.volume_id, "volume_path": workload.staging}
-    refused(driver, "NodeExpandVolume", Code.FAILED_PRECONDITION, "no less than 268435456", **at_staging)
-
-
-@pytest.mark.parametrize("source", ["snapshot", "volume"])
-def test_a_copy_of_a_btrfs_that_is_smaller_than_its_volume_is_made_whole(small_btrfs: Workload, source: str) -> None:
-    stuck_at(small_btrfs, 192 * MIB)
-    driver = small_btrfs.driver
-    cut = driver.call("CreateSnapshot", name="cut", source_volume_id=small_btrfs.volume_id).snapshot
-    copy = Workload(driver, "copy", fs_type="btrfs")
-    request = create_request(copy.name, 0, 200 * MIB, volume_capabilities=[copy.capability])
-    request.capacity_range.required_bytes = 0
-    if source == "snapshot":
-        request.volume_content_source.snapshot.snapshot_id = cut.snapshot_id
-    else:
-        request.volume_content_source.volume.volume_id = small_btrfs.volume_id
-    copy.volume_id = driver.call("CreateVolume", request).volume.volume_id
-    assert size_of(copy) == 192 * MIB, "its source's size, and what its limit allows"
-    copy.stage()
-    assert filesystem_bytes(copy.staging) == size_of(copy) == 256 * MIB
-    copy.unstage()
-    copy.delete()
-    driver.call("DeleteSnapshot", snapshot_id=cut.snapshot_id)
 
 
 def test_a_size_is_rounded_up_to_whole_blocks(volume: Workload) -> None:
@@ -351,7 +177,7 @@ def test_an_ext4_that_only_the_kernel_could_grow_is_not_extended_where_it_will_n
 def test_more_than_the_pool_can_promise_is_refused_with_the_numbers_and_leaves_no_trace(
     driver: Driver, kind: str
 ) -> None:
-    for volume in existing(driver, kind):
+    with growing(driver, kind) as volume:
         available = driver.call("GetCapacity").available_capacity
         wanted = (volume.size_bytes + available + GIB) // 4096 * 4096
         before = traces(driver)
@@ -365,28 +191,6 @@ def test_more_than_the_pool_can_promise_is_refused_with_the_numbers_and_leaves_n
         )
         assert traces(driver) == before
         assert volume.expand(2 * volume.size_bytes) == 2 * volume.size_bytes
-
-
-@pytest.mark.parametrize("volume_id", ["fake-vol-id", "vol-0000000000000000-0000000000000000"])
-def test_a_volume_that_does_not_exist_is_not_found_whatever_its_path(driver: Driver, volume_id: str) -> None:
-    asked = {"required_bytes": 64 * MIB}
-    refused(driver, "ControllerExpandVolume", Code.NOT_FOUND, volume_id, volume_id=volume_id, capacity_range=asked)
-    for path in ("some/path", "/nowhere", "/"):
-        refused(driver, "NodeExpandVolume", Code.NOT_FOUND, volume_id, volume_id=volume_id, volume_path=path)
-
-
-@pytest.mark.parametrize("path", ["some/path", "/nowhere", "/", "/tmp", "/dev/null", "/proc/self", "/etc/../etc"])
-def test_a_path_where_the_volume_is_not_is_not_found(volume: Workload, path: str) -> None:
-    volume.stage()
-    volume.publish()
-    words = ("volume_path", volume.volume_id)
-    volume_id = volume.volume_id
-    refused(volume.driver, "NodeExpandVolume", Code.NOT_FOUND, *words, volume_id=volume_id, volume_path=path)
-
-
-def test_a_volume_that_is_not_staged_is_nowhere(volume: Workload) -> None:
-    for path in (volume.staging, volume.target()):
-        refused(volume.driver, "NodeExpandVolume", Code.NOT_FOUND, volume_id=volume.volume_id, volume_path=path)
 
 
 MISSING: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -457,108 +261,6 @@ def test_the_capability_of_the_volume_is_accepted(volume: Workload) -> None:
             volume_capability=volume.capability,
             capacity_range={"required_bytes": 2 * volume.size_bytes},
         )
-
-
-def test_the_node_gives_no_more_than_the_controller_did(image: Workload) -> None:
-    image.stage()
-    image.publish()
-    refused(
-        image.driver,
-        "NodeExpandVolume",
-        Code.OUT_OF_RANGE,
-        "ControllerExpandVolume",
-        volume_id=image.volume_id,
-        volume_path=image.target(),
-        capacity_range={"required_bytes": 301 * MIB},
-    )
-
-
-# The paths that kubelet names
-
-
-def test_the_staging_path_is_a_path_of_the_volume(volume: Workload) -> None:
-    volume.stage()
-    volume.expand(2 * volume.size_bytes)
-    if grows_mounted(volume):
-        assert volume.expand_on_node(volume.staging) == 2 * volume.size_bytes
-    if volume.block:
-        [loop] = volume.driver.loops()
-        assert int(run("blockdev", "--getsize64", loop)) == 2 * volume.size_bytes
-
-
-def test_a_filesystem_grows_through_a_read_only_publication(image: Workload) -> None:
-    image.stage()
-    image.publish(readonly=True)
-    image.expand(4 * image.size_bytes)
-    image.expand_on_node()
-    assert statistics_total(image) > 3 * image.size_bytes
-
-
-def test_a_filesystem_staged_read_only_is_refused_with_the_remedy_and_grows_later(image: Workload) -> None:
-    image.flags = ["ro"]
-    image.stage()
-    image.publish()
-    image.expand(2 * image.size_bytes)
-    failure = refused(
-        image.driver,
-        "NodeExpandVolume",
-        Code.FAILED_PRECONDITION,
-        "read-only",
-        volume_id=image.volume_id,
-        volume_path=image.target(),
-    )
-    assert "without `ro`" in failure.details
-    image.unpublish()
-    image.unstage()
-    image.flags = []
-    image.stage()
-    image.publish()
-    assert statistics_total(image) > 3 * image.size_bytes // 2
-
-
-def test_a_mounted_ext4_grows_or_is_refused_with_both_remedies(driver: Driver) -> None:
-    workload = Workload(driver, "mounted ext4", size_bytes=16 * MIB)
-    workload.up()
-    workload.expand(64 * MIB)
-    if growth.may_grow_mounted_ext4():
-        workload.expand_on_node()
-        assert statistics_total(workload) > 48 * MIB
-    else:
-        fields = {"volume_id": workload.volume_id, "volume_path": workload.target()}
-        refused(driver, "NodeExpandVolume", Code.FAILED_PRECONDITION, "CAP_SYS_RESOURCE", "staged next", **fields)
-    # A stage that kubelet repeats is no reason to take the workload's volume away.
-    workload.stage()
-    workload.down()
-
-
-def test_a_device_has_its_new_size_before_the_node_is_asked(device: Workload) -> None:
-    device.stage()
-    target = device.publish()
-    with open(target, "rb", buffering=0) as held:
-        device.expand(4 * device.size_bytes)
-        assert os.lseek(held.fileno(), 0, os.SEEK_END) == 4 * device.size_bytes
-
-
-def test_a_device_is_found_through_a_symbolic_link(device: Workload, tmp_path: Path) -> None:
-    device.stage()
-    target = device.publish()
-    link = tmp_path / "link"
-    link.symlink_to(target)
-    device.expand(2 * device.size_bytes)
-    assert device.expand_on_node(str(link)) == 2 * device.size_bytes
-
-
-def test_a_device_below_a_loop_device_of_kubelets_grows(device: Workload) -> None:
-    device.stage()
-    target = device.publish()
-    above = run("losetup", "--find", "--show", target).strip()
-    try:
-        device.expand(2 * device.size_bytes)
-        assert device.expand_on_node(target) == 2 * device.size_bytes
-        refused(device.driver, "NodeExpandVolume", Code.NOT_FOUND, volume_id=device.volume_id, volume_path=above)
-        assert int(run("blockdev", "--getsize64", target)) == 2 * device.size_bytes
-    finally:
-        run("losetup", "-d", above)
 
 
 # Damage
