@@ -192,28 +192,39 @@ def start_fork(
     return _zygote.fork(command[len(PROGRAM) :], (1, stderr.fileno()), env, constants or {})
 
 
-def hostvol(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The program to its end, and what it printed."""
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        output = stdout.fileno(), stderr.fileno()
-        code = _zygote.fork(arguments, output, {**os.environ, **environment}, {}).wait(120)
-        stdout.seek(0)
-        stderr.seek(0)
-        return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
-
-
-def ended(process: subprocess.Popen[bytes] | ForkedProcess, number: int) -> int:
-    """Send a signal and wait; the exit code. What has not ended within a minute is killed, and that is told.
+def waited(process: subprocess.Popen[bytes] | ForkedProcess, seconds: float) -> int:
+    """The exit code. What has not ended in time is killed, and that is told.
 
     Raises: subprocess.TimeoutExpired.
     """
-    process.send_signal(number)
     try:
-        return process.wait(60)
+        return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait(60)
         raise
+
+
+def ended(process: subprocess.Popen[bytes] | ForkedProcess, number: int) -> int:
+    """Send a signal and wait; the exit code.
+
+    Raises: subprocess.TimeoutExpired.
+    """
+    process.send_signal(number)
+    return waited(process, 60)
+
+
+def hostvol(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program to its end, and what it printed.
+
+    Raises: subprocess.TimeoutExpired.
+    """
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        output = stdout.fileno(), stderr.fileno()
+        code = waited(_zygote.fork(arguments, output, {**os.environ, **environment}, {}), 120)
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
 
 
 @dataclass
@@ -274,6 +285,7 @@ class Driver:
             if self.forked:
                 self.process = start_fork(self.command(), log, environment, self.constants)
             else:
+                assert not self.constants, "only in a fork"
                 self.process = subprocess.Popen(self.command(), stderr=log, env=environment)
         if wait:
             self.wait_ready()

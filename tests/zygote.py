@@ -17,21 +17,34 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 
+_ANSWER_SECONDS = 60.0  # it may have to import the program first
 _LONGEST_REQUEST = 1 << 17  # below the send buffer of a socket (net.core.wmem_default)
 _DESCRIPTORS = 1024
 _IMPORTED = ("app", "rpc.server", "cluster.link", "cluster.ferry", "cluster.router", "cluster.server")
 
 
+class ZygoteEnded(Exception):
+    """Nothing is forked any more, and of what was forked nobody tells the end."""
+
+
 class ForkedProcess:
-    """What subprocess.Popen tells of a child, for a child of the zygote."""
+    """What subprocess.Popen tells of a child, for a child of the zygote.
+
+    Raises: ZygoteEnded, by every method.
+    """
 
     def __init__(self, told: socket.socket) -> None:
-        self._told = told
+        self._told = told.detach()
+        # Not sooner: who waits in another thread would wait for what else had the number by then.
+        weakref.finalize(self, os.close, self._told)
         self._lock = threading.Lock()
         self.returncode: int | None = None
-        self.pid = int(told.recv(32))
+        if not _is_ready(self._told, _ANSWER_SECONDS):
+            raise ZygoteEnded(f"the zygote has not forked within {_ANSWER_SECONDS:.0f} s")
+        self.pid = _number(self._told, "before it had forked")
 
     def poll(self) -> int | None:
         """The exit code, or minus the signal's number; None while the process runs."""
@@ -51,11 +64,26 @@ class ForkedProcess:
                 os.kill(self.pid, number)
 
     def _look(self, timeout: float | None) -> int | None:
-        with self._lock:
-            if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
-                self.returncode = int(self._told.recv(32))
-                self._told.close()
-            return self.returncode
+        # Waiting holds no lock: another thread may look meanwhile, or send the signal that ends the waiting.
+        if self.returncode is None and _is_ready(self._told, timeout):
+            with self._lock:
+                if self.returncode is None:
+                    self.returncode = _number(self._told, f"before its fork {self.pid}")
+        return self.returncode
+
+
+def _is_ready(descriptor: int, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
+def _number(told: int, before: str) -> int:
+    """What the zygote tells."""
+    number = os.read(told, 32)
+    if not number:
+        raise ZygoteEnded(f"the zygote has ended {before}; it says on standard error why")
+    return int(number)
 
 
 class Zygote:
@@ -77,12 +105,18 @@ class Zygote:
         `output`: descriptors for its standard output and its standard error; they stay the caller's.
 
         `constants` are set in its modules, by their names below csi_driver: what waits ten seconds need not, here.
+
+        Raises: ZygoteEnded.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = json.dumps([list(arguments), dict(environment), os.getcwd(), dict(constants)]).encode()
         assert len(request) < _LONGEST_REQUEST
-        with self._lock, theirs:
-            socket.send_fds(self._started(), [request], [*output, theirs.fileno()])
+        try:
+            with self._lock, theirs:
+                socket.send_fds(self._started(), [request], [*output, theirs.fileno()])
+        except ConnectionError as error:
+            ours.close()
+            raise ZygoteEnded("the zygote has ended; it says on standard error why") from error
         return ForkedProcess(ours)
 
     def _started(self) -> socket.socket:
@@ -166,7 +200,7 @@ def main() -> None:
     assert len(os.listdir("/proc/self/task")) == 1, "the forks would lack a thread"
     arguments = _fork_while_asked(socket.socket(fileno=int(sys.argv[1])))
     if arguments is not None:
-        sys.argv[1:] = arguments
+        sys.argv = ["hostvol", *arguments]
         sys.modules["csi_driver.app"].main()
 
 

@@ -225,7 +225,7 @@ def test_a_slow_reader_keeps_nobody_from_deleting(make_pool: MakePool, make_driv
 
 @pytest.mark.parametrize("fs_type", ["xfs", "btrfs"])
 def test_a_terabyte_takes_seconds_and_no_memory(make_pool: MakePool, make_driver: MakeDriver, fs_type: str) -> None:
-    driver = make_driver(make_pool(fs_type, size_bytes=4 * GIB), options=[",overcommit=1000"])
+    driver = make_driver(make_pool(fs_type, size_bytes=4 * GIB), options=[",overcommit=1000"], forked=False)
     volume_id = Workload(driver, "large", block=True, size_bytes=1024 * GIB).create()
     path = driver.pool / "volumes" / volume_id / "disk.img"
     fragmented(path, 20000, 1024 * GIB)

@@ -234,7 +234,10 @@ def test_a_volume_whose_image_is_missing_can_be_deleted(driver: Driver) -> None:
     assert driver.files() == []
 
 
-def test_a_damaged_record_costs_no_memory_however_often_it_is_asked_for(driver: Driver) -> None:
+def test_a_damaged_record_costs_no_memory_however_often_it_is_asked_for(
+    tmp_path: Path, make_driver: MakeDriver
+) -> None:
+    driver = make_driver(tmp_path / "pool", forked=False)
     life = Workload(driver, "damaged")
     life.create()
     driver.stop()
