@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,12 +136,14 @@ class Cluster:
     def token_file(self, name: str) -> Path:
         return self.home / f"token-{name}"
 
-    def begin(self, *arguments: str) -> None:
-        """One controller and two nodes with these arguments, which serve and are attached."""
+    def begin(self, *arguments: str, pools: Mapping[str, PoolPlace] | None = None) -> None:
+        """One controller and two nodes with these arguments, which serve and are attached; `pools` by node."""
         self.add_controller()
         for name in ("node-a", "node-b"):
             node = self.prepare_node(name)
             node.arguments = [*node.arguments, *arguments]
+            if pools and name in pools:
+                node.pools = [pools[name]]
             node.start()
         for name in self.nodes:
             self.wait_attached(name)

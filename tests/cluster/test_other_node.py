@@ -10,9 +10,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,63 +21,22 @@ from typing import Any
 import grpc
 import pytest
 
-from csi_driver.pb import admin_pb2, csi_pb2, peer_pb2
-from tests.cluster.cluster import Cluster, Controller, topology, until
+from csi_driver.pb import admin_pb2, peer_pb2
+from tests.checks import CHECKS
+from tests.cluster.cluster import Cluster, topology, until
 from tests.cluster.peer import Peer, volume_id
 from tests.cluster.test_cluster import HOST, addresses
-from tests.harness import DIRECTORY, MIB, Caller, Driver, Failure, PoolPlace, Workload, capability, create_request, run
-
-Code = grpc.StatusCode
-RAW = {"type": "image"}
-CHECKS = {
-    "ext4": ("e2fsck", "-f", "-n"),
-    "xfs": ("xfs_repair", "-n", "-f"),
-    "btrfs": ("btrfs", "check", "--readonly"),
-}
-PASSING = (Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
-
-
-def made(controller: Controller, name: str, node: str, size_bytes: int = 64 * MIB, **fields: Any) -> csi_pb2.Volume:
-    """A volume on the node, by as many calls as that takes."""
-    request = asked(name, node, size_bytes, **fields)
-    ends = time.monotonic() + 120
-    while True:
-        try:
-            return controller.call("CreateVolume", request, timeout=60).volume
-        except Failure as failure:
-            assert failure.code in PASSING, failure
-            assert time.monotonic() < ends, failure
-            time.sleep(0.2)
-
-
-def asked(name: str, node: str, size_bytes: int, *, source: str = "", **fields: Any) -> csi_pb2.CreateVolumeRequest:
-    """A raw block volume, unless the fields say otherwise."""
-    fields = {"parameters": RAW, "volume_capabilities": [capability(block=True)], **fields}
-    if source:
-        content = csi_pb2.VolumeContentSource()
-        if source.startswith("snap-"):
-            content.snapshot.snapshot_id = source
-        else:
-            content.volume.volume_id = source
-        fields["volume_content_source"] = content
-    return create_request(name, size_bytes, accessibility_requirements=topology(node), **fields)
-
-
-def image_of(node: Driver, name: str) -> Path:
-    return node.pool / "volumes" / name / "disk.img"
-
-
-def written(node: Driver, name: str, size_bytes: int) -> str:
-    """Random bytes in the image of a volume that nobody uses; their digest."""
-    with image_of(node, name).open("r+b") as image:
-        for _ in range(size_bytes // MIB):
-            image.write(os.urandom(MIB))
-    return digest(image_of(node, name))
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from tests.cluster.transfers import RAW, Create, asked, half_way, image_of, left, made, sends, sent_bytes, written
+from tests.harness import (
+    DIRECTORY,
+    MIB,
+    Code,
+    PoolPlace,
+    Workload,
+    capability,
+    run,
+)
+from tests.mounted_trees import digest, filled, looks
 
 
 @pytest.fixture(scope="module")
@@ -105,36 +62,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "thick": {"fs_type": "ext4", "parameters": {"provisioning": "thick"}},
     "directory": {"parameters": DIRECTORY},
 }
-
-
-def filled(top: Path) -> str:
-    """A tree with what trees have in it; how it looks."""
-    (top / "below/further").mkdir(parents=True)
-    (top / "below/file").write_bytes(os.urandom(3 * MIB))
-    (top / "below/further/other name").write_text("other")
-    os.link(top / "below/file", top / "linked")
-    os.symlink("below/file", top / "symbolic")
-    os.mkfifo(top / "fifo", 0o640)
-    os.chown(top / "below/further", 1000, 1001)
-    os.setxattr(top / "below/file", "user.mark", b"kept")
-    with (top / "sparse").open("wb") as file:
-        file.seek(5 * MIB)
-        file.write(b"end")
-    os.utime(top / "below", ns=(1, 1_000_000_007))
-    run("sync", "-f", str(top))
-    return looks(top)
-
-
-def looks(top: Path) -> str:
-    """Names, kinds, owners, modes, times, sizes, links and contents."""
-    found = run(
-        "find", str(top), "-mindepth", "1", "-not", "-path", "*/lost+found*", "-printf", "%P %y %U %G %m %n %l "
-    )
-    files = sorted(path for path in top.rglob("*") if path.is_file() and not path.is_symlink())
-    times = [(str(path.relative_to(top)), path.stat().st_size, path.stat().st_mtime_ns, digest(path)) for path in files]
-    marks = os.getxattr(top / "below/file", "user.mark")
-    same = (top / "below/file").stat().st_ino == (top / "linked").stat().st_ino
-    return f"{sorted(found.split(' '))} {times} {marks!r} {same} {(top / 'below').stat().st_mtime_ns}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,66 +99,6 @@ def test_a_snapshot_and_a_clone_on_another_node_hold_what_was_written(kind: str,
     other.volume_capabilities[0].CopyFrom(copy.capability)
     assert controller.failure("CreateVolume", other).code is Code.INVALID_ARGUMENT
     until(lambda: left(target_node) == left(source_node) == [], what="nothing is left")
-
-
-def sends(node: Driver, *, since: int = 0) -> int:
-    """How many transfers left the node so far, or since its log was so long."""
-    return node.log()[since:].count("is fetched by another node")
-
-
-def sent_bytes(node: Driver) -> int:
-    """What the last transfer that is over has sent, in all."""
-    until(lambda: node.log().count("bytes were sent") == sends(node), what="the transfer is over")
-    return int(re.findall(r"is over: (\d+) bytes were sent", node.log())[-1])
-
-
-class Create:
-    """A create that is repeated, as an orchestrator does it, until it ends finally, or its router is done with."""
-
-    def __init__(self, controller: Controller, request: csi_pb2.CreateVolumeRequest) -> None:
-        self._controller, self._request = controller, request
-        self.volume: csi_pb2.Volume | None = None
-        self.failure: Failure | None = None
-        self.codes: list[Code] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while self.volume is None and self.failure is None and not self._controller.is_over.is_set():
-            caller = Caller(self._controller.socket_path)
-            try:
-                self.volume = caller.call("CreateVolume", self._request, timeout=2).volume
-            except Failure as failure:
-                self.codes.append(failure.code)
-                if failure.code not in PASSING:
-                    self.failure = failure
-                self._controller.is_over.wait(0.2)
-            finally:
-                caller.close()
-
-    def made(self) -> csi_pb2.Volume:
-        self._thread.join(120)
-        assert self.volume is not None, (self.failure, self.codes)
-        return self.volume
-
-    def failed(self) -> Failure:
-        self._thread.join(120)
-        assert self.failure is not None, self.volume
-        return self.failure
-
-
-def half_way(node: Driver) -> None:
-    """Wait until some of a content has come to the node."""
-    until(lambda: sum(file.stat().st_blocks * 512 for file in building(node)) > 8 * MIB, what="some has come")
-
-
-def building(node: Driver) -> list[Path]:
-    return [path for path in (node.pool / "tmp").rglob("*") if path.is_file()]
-
-
-def left(node: Driver) -> list[str]:
-    """What is in the node's rooms besides volumes."""
-    return [path.name for room in ("tmp", "trash") for path in (node.pool / room).iterdir()]
 
 
 def test_identical_calls_join_one_transfer_and_hear_how_far_it_is(slow_cluster: Cluster) -> None:
@@ -366,13 +233,8 @@ def dialled(cluster: Cluster, node: str, method: str, request: Any) -> tuple[Cod
 def test_a_volume_in_use_is_sent_as_it_was_when_its_transfer_began(
     make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
 ) -> None:
-    controller = empty_cluster.add_controller()
-    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
-    source_node.pools = [make_pool("xfs", 1 << 30)]
-    for node in (source_node, target_node):
-        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
-        node.start()
-        empty_cluster.wait_attached(node.node_id)
+    empty_cluster.begin("--transfer-rate=16Mi", pools={"node-a": make_pool("xfs", 1 << 30)})
+    controller, (source_node, target_node) = empty_cluster.controller, empty_cluster.nodes.values()
     workload = Workload(source_node, "source", block=True, parameters=RAW)
     device = workload.up()
     before = os.urandom(MIB) * 40
@@ -395,13 +257,8 @@ def test_a_volume_in_use_is_sent_as_it_was_when_its_transfer_began(
 def test_a_directory_in_use_is_sent_as_it_was_when_its_transfer_began_and_may_be_deleted(
     make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
 ) -> None:
-    controller = empty_cluster.add_controller()
-    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
-    source_node.pools = [make_pool("xfs", 1 << 30)]
-    for node in (source_node, target_node):
-        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
-        node.start()
-        empty_cluster.wait_attached(node.node_id)
+    empty_cluster.begin("--transfer-rate=16Mi", pools={"node-a": make_pool("xfs", 1 << 30)})
+    controller, (source_node, target_node) = empty_cluster.controller, empty_cluster.nodes.values()
     workload = Workload(source_node, "source", parameters=DIRECTORY)
     top = Path(workload.up())
     files = [top / f"below/{number}" for number in range(40)]
@@ -428,13 +285,8 @@ def test_a_directory_in_use_is_sent_as_it_was_when_its_transfer_began_and_may_be
 def test_a_source_that_cannot_be_cut_is_not_staged_until_it_is_sent(
     make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
 ) -> None:
-    controller = empty_cluster.add_controller()
-    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
-    source_node.pools = [make_pool("ext4", 512 * MIB)]
-    for node in (source_node, target_node):
-        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
-        node.start()
-        empty_cluster.wait_attached(node.node_id)
+    empty_cluster.begin("--transfer-rate=16Mi", pools={"node-a": make_pool("ext4", 512 * MIB)})
+    controller, (source_node, target_node) = empty_cluster.controller, empty_cluster.nodes.values()
     workload = Workload(source_node, "source", block=True, parameters=RAW)
     told = written(source_node, workload.create(), 40 * MIB)
     request = asked("copy", "node-b", 64 * MIB, source=workload.volume_id)
@@ -453,13 +305,8 @@ def test_a_source_that_cannot_be_cut_is_not_staged_until_it_is_sent(
 
 
 def test_a_target_that_fills_up_keeps_nothing(make_pool: Callable[..., PoolPlace], empty_cluster: Cluster) -> None:
-    controller = empty_cluster.add_controller()
-    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
-    target_node.pools = [make_pool("ext4", 384 * MIB)]
-    for node in (source_node, target_node):
-        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
-        node.start()
-        empty_cluster.wait_attached(node.node_id)
+    empty_cluster.begin("--transfer-rate=16Mi", pools={"node-b": make_pool("ext4", 384 * MIB)})
+    controller, (source_node, target_node) = empty_cluster.controller, empty_cluster.nodes.values()
     source = made(controller, "source", "node-a").volume_id
     written(source_node, source, 48 * MIB)
     too_large = asked("larger", "node-b", 512 * MIB, source=source)

@@ -19,20 +19,9 @@ from pathlib import Path
 import grpc
 
 from tests.cluster.cluster import Cluster, topology, until
-from tests.cluster.test_other_node import (
-    Create,
-    asked,
-    building,
-    digest,
-    half_way,
-    image_of,
-    left,
-    made,
-    sends,
-    sent_bytes,
-    written,
-)
+from tests.cluster.transfers import Create, asked, building, half_way, image_of, left, made, sends, sent_bytes, written
 from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, capability, run
+from tests.mounted_trees import digest
 
 Code = grpc.StatusCode
 SIZE = 32 * MIB
@@ -133,13 +122,8 @@ def detach_when(device: str, condition: Callable[[], bool]) -> None:
 def test_a_cut_directory_is_sent_once_though_both_drivers_are_killed_and_its_source_is_deleted(
     make_pool: Callable[..., PoolPlace], empty_cluster: Cluster
 ) -> None:
-    controller = empty_cluster.add_controller()
-    source_node, target_node = (empty_cluster.prepare_node(name) for name in ("node-a", "node-b"))
-    source_node.pools = [make_pool("xfs", 1 << 30)]
-    for node in (source_node, target_node):
-        node.arguments = [*node.arguments, "--transfer-rate=16Mi"]
-        node.start()
-        empty_cluster.wait_attached(node.node_id)
+    empty_cluster.begin("--transfer-rate=16Mi", pools={"node-a": make_pool("xfs", 1 << 30)})
+    controller, (source_node, target_node) = empty_cluster.controller, empty_cluster.nodes.values()
     workload = Workload(source_node, "source", parameters=DIRECTORY)
     top = Path(workload.up())
     for number in range(SIZE // MIB):

@@ -24,8 +24,9 @@ import pytest
 
 from csi_driver.pb import csi_pb2
 from tests.cluster.cluster import Cluster, until
-from tests.cluster.test_other_node import PASSING, asked, digest, image_of, made, written
+from tests.cluster.transfers import PASSING, asked, image_of, made, written
 from tests.harness import GIB, MIB, Caller, Driver, Failure, PoolPlace
+from tests.mounted_trees import digest
 from tests.soak.observing import assert_nothing_remains
 
 KILLS = int(os.environ.get("HOSTVOL_KILLS", "6"))

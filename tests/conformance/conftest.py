@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance.bad_requests import Given
 from tests.conformance.node_volumes import KINDS, existing
-from tests.harness import MIB, Driver, PoolPlace, Workload
+from tests.harness import MIB, Driver, PoolPlace, Workload, run
 
 NODE_ID = "probe-node"
 
@@ -57,3 +57,11 @@ def device(driver: Driver) -> Iterator[Workload]:
     with existing(driver, "device", **KINDS["block"]) as workload:
         workload.stage()
         yield workload
+
+
+@pytest.fixture(scope="module")
+def private_run() -> Iterator[None]:
+    """The command stages below /run: one that nobody else sees."""
+    run("mount", "-t", "tmpfs", "none", "/run")
+    yield
+    run("umount", "/run")

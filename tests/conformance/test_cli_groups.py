@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.test_cli import failed, hostvol, succeeded
+from tests.conformance.commands import failed, hostvol, succeeded
 from tests.harness import Driver, PoolPlace
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conformance.test_cli import Done, failed, hostvol, succeeded
+from tests.conformance.commands import Done, failed, hostvol, succeeded
 from tests.harness import MIB, Driver, Workload, polled
 from tests.soak.observing import unanswering_filesystem
 

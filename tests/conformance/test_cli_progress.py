@@ -23,7 +23,7 @@ import pytest
 
 from csi_driver.cli import progress
 from csi_driver.pb import admin_pb2
-from tests.driver.test_snapshot_hard_cases import written
+from tests.driver.copying import written
 from tests.harness import MIB, Driver, PoolPlace, polled
 from tests.soak.observing import frozen
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from tests.conformance.test_cli import hostvol
+from tests.conformance.commands import hostvol
 from tests.harness import Driver
 
 

@@ -19,17 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from csi_driver import faults
+from tests.checks import CHECKS
 from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, admin_volumes, run
 
 T = TypeVar("T")
 TRIES = 3  # I8: a retry heals within three calls
 _SHOWN = 3000
 CONTENT = b"hostvol!" * 512
-_CHECKS = {
-    "ext4": ("e2fsck", "-f", "-n"),
-    "xfs": ("xfs_repair", "-n", "-f"),
-    "btrfs": ("btrfs", "check", "--readonly"),
-}
 
 
 def wait_until(condition: Callable[[], bool], what: Callable[[], object], seconds: float = 15.0) -> None:
@@ -331,7 +327,7 @@ class Lane:
         assert subject.volume_id not in " ".join(self.driver.mounts())
         assert self.loops_of(subject) == []
         if subject.kind.is_image and not subject.block:
-            run(*_CHECKS[subject.fs_type or "ext4"], str(self.image(subject)))
+            run(*CHECKS[subject.fs_type or "ext4"], str(self.image(subject)))
 
     def loops_of(self, subject: Subject) -> list[str]:
         """The loop devices over the volume's image."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csi_driver.pb import csi_pb2
-from tests.driver.test_snapshots import copy_request, from_snapshot
+from tests.driver.copying import copy_request, from_snapshot
 from tests.harness import MIB, Driver, PoolPlace, Workload
 
 MakePool = Callable[..., PoolPlace]

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from csi_driver.pb import csi_pb2
-from tests.driver.test_snapshots import copied, cut, from_snapshot
+from tests.driver.copying import copied, cut, from_snapshot
 from tests.harness import MIB, Code, Driver, Failure, PoolPlace, Workload, run
 
 MakePool = Callable[..., PoolPlace]

@@ -25,8 +25,9 @@ import pytest
 from csi_driver.errors import CallFailed
 from csi_driver.linux import holes
 from csi_driver.rpc.client import Client
-from tests.cluster.test_other_node import CHECKS, digest, filled, looks
+from tests.checks import CHECKS
 from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, Workload, admin_volumes, run
+from tests.mounted_trees import digest, filled, looks
 
 HOSTVOL = (sys.executable, "-m", "csi_driver")
 KINDS: dict[str, dict[str, Any]] = {

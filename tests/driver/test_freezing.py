@@ -30,8 +30,8 @@ from csi_driver.errors import FreezeBroken, FreezeExpired, VolumeBusy
 from csi_driver.linux import freeze
 from csi_driver.pb import csi_pb2
 from csi_driver.store.runtime import boot_id
+from tests.driver.copying import copied, copy_request, cut, from_snapshot, from_volume, take_down
 from tests.driver.grouping import SIZES, MakeDriver, MakePool, delete_group, group_of, last_record, writing
-from tests.driver.test_snapshots import copied, copy_request, cut, from_snapshot, from_volume, take_down
 from tests.harness import MIB, Code, Driver, Failure, Workload, polled, run
 
 SLACK_SECONDS = 20.0  # the machine may be busy

@@ -16,6 +16,7 @@ import time
 
 import pytest
 
+from tests.driver.copying import check_sound, copied, from_snapshot, read, take_down, write
 from tests.driver.grouping import (
     SIZES,
     MakeDriver,
@@ -26,7 +27,6 @@ from tests.driver.grouping import (
     restored,
     writing,
 )
-from tests.driver.test_snapshots import check_sound, copied, from_snapshot, read, take_down, write
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, Workload
 
 CUTS = 12

@@ -20,10 +20,11 @@ import pytest
 from csi_driver.errors import CallFailed
 from csi_driver.linux import holes
 from csi_driver.rpc.client import Client
-from tests.cluster.test_other_node import CHECKS, digest, filled
-from tests.cluster.test_other_node import looks as looks_mounted
+from tests.checks import CHECKS
 from tests.driver.test_exports import hostvol, image_of, pieces, raw, until
 from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, run
+from tests.mounted_trees import digest, filled
+from tests.mounted_trees import looks as looks_mounted
 from tests.random_trees import Gardener, differences, looks
 
 MakePool = Callable[..., PoolPlace]

@@ -1,8 +1,5 @@
 """What a careful reader would ask about snapshots and copies.
 
-- While a volume is being copied it is neither staged nor deleted nor expanded; the list tells how far it is; the same
-  call joins; a delete of the snapshot ends the copy; a start finishes it.
-- A pool that fills up in the middle of a copy leaves nothing half-done, and the numbers are told.
 - Source and copies bear different UUIDs, with a journal to replay too; a second generation as well.
 - A copy that is larger has a filesystem that is larger.
 - Copies go to other pools: at once where both share a filesystem, from mounted images where the source's pool can, and
@@ -10,214 +7,37 @@
 - A directory keeps everything that files are, subvolumes inside included; its copy has a limit of its own.
 - A damaged record of a snapshot is quarantined, and costs nothing else.
 - A volume whose blocks are shared can still be written over from end to end; a cut that would break this is refused.
+
+(What is still being copied: see `test_copies_under_way`.)
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from csi_driver.pb import admin_pb2, csi_pb2
-from tests.driver.test_snapshots import (
+from csi_driver.pb import admin_pb2
+from tests.driver.copying import (
+    MakeDriver,
+    MakePool,
     copied,
     copy_request,
     cut,
+    fill,
     from_snapshot,
     from_volume,
+    idle,
     image_of,
     read,
+    snapshots,
     take_down,
+    total_bytes,
     write,
 )
-from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, create_request, polled, run
-
-MakePool = Callable[..., PoolPlace]
-MakeDriver = Callable[..., Driver]
-
-
-def idle(workload: Workload) -> None:
-    workload.unpublish()
-    workload.unstage()
-
-
-def fill(workload: Workload, size_bytes: int) -> None:
-    """So much that cannot be compressed, in the published volume."""
-    run("dd", "if=/dev/urandom", f"of={workload.target()}/bulk", "bs=1M", f"count={size_bytes // MIB}", "conv=fsync")
-
-
-def snapshots(driver: Driver, **filters: str) -> list[csi_pb2.Snapshot]:
-    return [entry.snapshot for entry in driver.call("ListSnapshots", **filters).entries]
-
-
-class Cutting(threading.Thread):
-    """CreateSnapshot in the background, until the snapshot is in the list."""
-
-    def __init__(self, driver: Driver, volume_id: str) -> None:
-        super().__init__()
-        self.driver = driver
-        self.volume_id = volume_id
-        self.code: Code | None = None
-        self.start()
-        ends = time.monotonic() + 30
-        while not snapshots(driver):
-            assert time.monotonic() < ends
-
-    def run(self) -> None:
-        self.code = self.driver.code("CreateSnapshot", name="cut", source_volume_id=self.volume_id)
-
-
-@contextmanager
-def frozen(place: PoolPlace) -> Iterator[None]:
-    """Nothing is written to the pool's filesystem meanwhile."""
-    run("fsfreeze", "--freeze", str(place.mount_point))
-    try:
-        yield
-    finally:
-        run("fsfreeze", "--unfreeze", str(place.mount_point))
-
-
-def written(driver: Driver, size_bytes: int, **fields: Any) -> Workload:
-    """An idle volume that holds so much."""
-    source = Workload(driver, "source", size_bytes=2 * size_bytes, **fields)
-    source.up()
-    fill(source, size_bytes)
-    idle(source)
-    return source
-
-
-def admin_snapshot(driver: Driver, name: str) -> Any:
-    return driver.caller.admin_stub("GetSnapshot")(admin_pb2.GetSnapshotRequest(name=name), timeout=20)
-
-
-def test_a_volume_that_is_copied_is_held_and_the_copy_is_told_joined_and_finished(
-    make_pool: MakePool, make_driver: MakeDriver
-) -> None:
-    place = make_pool("ext4", size_bytes=3 << 30)
-    driver = make_driver(place)
-    source = written(driver, 400 * MIB)
-    cutting = Cutting(driver, source.volume_id)
-    with frozen(place):
-        [snapshot] = snapshots(driver)
-        assert not snapshot.ready_to_use
-        detail = admin_snapshot(driver, "cut")
-        assert detail.state == "copying"
-        assert 0 <= detail.copied_bytes < detail.copy_bytes
-        assert detail.copy_bytes >= 400 * MIB
-        assert driver.code("NodeStageVolume", source.stage_request()) is Code.ABORTED
-        assert driver.code("DeleteVolume", volume_id=source.volume_id) is Code.ABORTED
-        joined = driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id).snapshot
-        assert joined == snapshot
-        early = copy_request(source, "early", from_snapshot(snapshot.snapshot_id))
-        assert driver.code("CreateVolume", early, timeout=0.5) in (Code.ABORTED, Code.DEADLINE_EXCEEDED)
-    cutting.join()
-    assert cutting.code is Code.OK
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
-    assert admin_snapshot(driver, "cut").state == "ready"
-    source.stage()
-    source.publish()
-    restored = copied(source, "restored", from_snapshot(snapshot.snapshot_id))
-    assert run("cmp", f"{source.target()}/bulk", f"{restored.target()}/bulk") == ""
-    for one in (source, restored):
-        take_down(one)
-
-
-def test_a_copy_that_is_cut_short_by_a_kill_is_finished_by_the_next_start(
-    make_pool: MakePool, make_driver: MakeDriver
-) -> None:
-    driver = make_driver(make_pool("ext4", size_bytes=3 << 30))
-    source = written(driver, 400 * MIB)
-    cutting = Cutting(driver, source.volume_id)
-    driver.restart()
-    cutting.join()
-    [snapshot] = snapshots(driver)
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
-    assert driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id).snapshot.ready_to_use
-    restored = copied(source, "restored", from_snapshot(snapshot.snapshot_id))
-    source.stage()
-    source.publish()
-    assert run("cmp", f"{source.target()}/bulk", f"{restored.target()}/bulk") == ""
-    assert polled(lambda: not [path for path in driver.files() if path.startswith("tmp/")])
-    take_down(source)
-    take_down(restored)
-
-
-def test_a_delete_ends_the_copy_and_lets_the_volume_go(make_pool: MakePool, make_driver: MakeDriver) -> None:
-    driver = make_driver(make_pool("ext4", size_bytes=3 << 30))
-    source = written(driver, 400 * MIB)
-    cutting = Cutting(driver, source.volume_id)
-    [snapshot] = snapshots(driver)
-    driver.call("DeleteSnapshot", snapshot_id=snapshot.snapshot_id)
-    cutting.join()
-    assert cutting.code in (Code.OK, Code.NOT_FOUND, Code.ABORTED)
-    assert snapshots(driver) == []
-    source.delete()
-    assert driver.files() == []
-
-
-def take_all_but(place: PoolPlace, left_bytes: int) -> Path:
-    """A stranger takes the pool's space at once."""
-    stranger = Path(str(place.mount_point)) / "stranger"
-    space = os.statvfs(str(place.mount_point))
-    with stranger.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - left_bytes)
-    return stranger
-
-
-def test_a_pool_that_fills_up_in_the_middle_of_a_snapshots_copy_keeps_nothing_of_it(
-    make_pool: MakePool, make_driver: MakeDriver
-) -> None:
-    place = make_pool("ext4", size_bytes=3 << 30)
-    driver = make_driver(place)
-    source = written(driver, 500 * MIB)
-    before = driver.files()
-    cutting = Cutting(driver, source.volume_id)
-    stranger = take_all_but(place, 100 * MIB)
-    cutting.join()
-    assert polled(lambda: not snapshots(driver), 60)
-    assert polled(lambda: driver.files() == before, 10), driver.files()
-    with pytest.raises(Failure, match="can be granted") as refused:
-        driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id)
-    assert refused.value.code is Code.RESOURCE_EXHAUSTED
-    stranger.unlink()
-    assert driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id).snapshot.snapshot_id
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
-
-
-def test_a_pool_that_fills_up_in_the_middle_of_a_volumes_copy_keeps_nothing_of_it(
-    make_pool: MakePool, make_driver: MakeDriver
-) -> None:
-    place = make_pool("ext4", size_bytes=4 << 30)
-    driver = make_driver(place)
-    source = written(driver, 500 * MIB)
-    before = driver.files()
-    request = copy_request(source, "clone", from_volume(source.volume_id))
-    failures: list[Failure] = []
-
-    def clone() -> None:
-        try:
-            driver.call("CreateVolume", request)
-        except Failure as failure:
-            failures.append(failure)
-
-    cloning = threading.Thread(target=clone)
-    cloning.start()
-    while not any(path.startswith("tmp/") and path.endswith("disk.img") for path in driver.files()):
-        assert cloning.is_alive()
-    stranger = take_all_but(place, 100 * MIB)
-    cloning.join()
-    assert [failure.code for failure in failures] == [Code.RESOURCE_EXHAUSTED]
-    assert "can be granted" in failures[0].details
-    assert driver.files() == before
-    stranger.unlink()
-    assert driver.call("CreateVolume", request).volume.content_source == from_volume(source.volume_id)
+from tests.harness import DIRECTORY, MIB, Code, Failure, PoolPlace, Workload, polled, run
 
 
 def uuids(workloads: list[Workload]) -> list[str]:
@@ -249,11 +69,6 @@ def test_relatives_bear_different_uuids_over_generations(
         take_down(one)
 
 
-def total_bytes(workload: Workload) -> int:
-    space = os.statvfs(workload.target())
-    return space.f_blocks * space.f_frsize
-
-
 @pytest.mark.parametrize("pool", ["xfs", "host"])
 @pytest.mark.parametrize(("fs_type", "size_bytes"), [("ext4", 64 * MIB), ("xfs", 300 * MIB), ("btrfs", 128 * MIB)])
 def test_a_larger_copy_has_a_larger_filesystem(
@@ -275,34 +90,6 @@ def test_a_larger_copy_has_a_larger_filesystem(
     if pool == "xfs":
         idle(source)
     source.delete()
-
-
-def test_a_volume_that_is_copied_does_not_grow_and_one_that_grew_is_copied_whole(
-    make_pool: MakePool, make_driver: MakeDriver
-) -> None:
-    place = make_pool("ext4", size_bytes=6 << 30)
-    driver = make_driver(place)
-    source = written(driver, 400 * MIB)
-    cutting = Cutting(driver, source.volume_id)
-    with frozen(place):
-        assert driver.code("ControllerExpandVolume", source.expand_request(GIB)) is Code.ABORTED
-    cutting.join()
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
-    [snapshot] = snapshots(driver)
-    assert snapshot.size_bytes == source.size_bytes
-    assert driver.call("ControllerExpandVolume", source.expand_request(GIB)).capacity_bytes == GIB
-    source.size_bytes = GIB
-    later = cut(driver, source.volume_id, "later")
-    assert later.size_bytes == GIB
-    copy = copied(source, "copy", from_snapshot(later.snapshot_id))
-    assert total_bytes(copy) > 900 * MIB
-    assert (
-        driver.code(
-            "CreateVolume", copy_request(source, "small", from_snapshot(later.snapshot_id), size_bytes=800 * MIB)
-        )
-        is Code.OUT_OF_RANGE
-    )
-    take_down(copy)
 
 
 def test_pools_on_one_filesystem_share_and_mounted_volumes_are_cloned_between(
@@ -482,22 +269,3 @@ def test_a_volume_that_was_cut_can_be_written_over_and_a_cut_too_many_is_refused
     assert polled(lambda: driver.code("CreateSnapshot", name="again", source_volume_id=source.volume_id) is Code.OK, 40)
     write_over()
     take_down(source)
-
-
-def test_two_volumes_are_cloned_from_one_at_the_same_time(make_pool: MakePool, make_driver: MakeDriver) -> None:
-    driver = make_driver(make_pool("ext4", size_bytes=3 << 30))
-    source = written(driver, 200 * MIB)
-    codes: list[Code] = []
-
-    def clone(number: int) -> None:
-        request = copy_request(source, f"clone-{number}", from_volume(source.volume_id))
-        codes.append(driver.code("CreateVolume", request))
-
-    threads = [threading.Thread(target=clone, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert codes == [Code.OK] * 3
-    assert driver.code("DeleteVolume", volume_id=source.volume_id) is Code.OK
-    assert driver.code("CreateVolume", create_request("fresh")) is Code.OK

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from csi_driver.pb import admin_pb2
-from tests.driver.test_snapshots import CHECKS, COPIED, KINDS, Kind, cut, read, source_of, write
+from tests.checks import CHECKS
+from tests.driver.copying import COPIED, KINDS, Kind, cut, read, source_of, write
 from tests.harness import (
     DIRECTORY,
     GIB,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.driver.test_snapshots import copied, cut, from_snapshot, from_volume, take_down
+from tests.driver.copying import copied, cut, from_snapshot, from_volume, take_down
 from tests.harness import MIB, Driver, PoolPlace, Workload
 
 CUTS = int(os.environ.get("HOSTVOL_CUTS", "12"))

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from tests.checks import CHECKS
 from tests.growth.writer import Report, writing
 from tests.harness import GIB, MIB, Workload, run
 
@@ -13,11 +14,6 @@ from tests.harness import GIB, MIB, Workload, run
 WRITTEN = 1100 * MIB
 STEPS = (2 * GIB, 4 * GIB, 8 * GIB)
 PAUSE_SECONDS = 1.0
-CHECKS = {
-    "ext4": ("e2fsck", "-fn"),
-    "xfs": ("xfs_repair", "-n", "-f"),
-    "btrfs": ("btrfs", "check", "--readonly"),
-}
 
 
 def grow_below_a_writer(workload: Workload, seconds_between: float = 1.0) -> Report:
