@@ -159,7 +159,8 @@ class Reader:
     def following(self) -> Reader | None:
         """The stream behind this one, whose end was seen, which is relative to its content; None: there is none.
 
-        Raises: StreamDamaged when it is relative to another content; whatever the chunks raise.
+        Raises: StreamDamaged when it is relative to another content, of another kind, or only the rest of a stream;
+            whatever the chunks raise.
         """
         if self._input.is_at_end():
             return None
@@ -171,12 +172,12 @@ class Reader:
             raise StreamDamaged(
                 f"what follows {base.content_id} {of}; each has to follow the one that it is relative to"
             )
-        if (header.volume_type, header.access_type, header.fs_type) != (
-            base.volume_type,
-            base.access_type,
-            base.fs_type,
-        ):
-            raise StreamDamaged("what follows is of another kind")
+        if header.start:
+            raise StreamDamaged(f"what follows begins only at byte {header.start}; each has to be whole")
+        for field in ("volume_type", "access_type", "fs_type", "block_size"):
+            held, given = getattr(base, field), getattr(header, field)
+            if held != given:
+                raise StreamDamaged(f"what follows is of another kind: its {field} is {given!r}, not {held!r}")
         return behind
 
     @property

@@ -3,11 +3,12 @@
 - A stream that is cut off anywhere, has any byte changed, or goes on behind its end is refused.
 - An image arrives with its holes; a directory with everything that files are.
 - An entry that would lead out of its directory, stands in a file, or has no kind is refused.
-- What is no stream of this kind is refused.
+- What is no stream of this kind is refused; so is one behind another that is not relative to that, or of another kind.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import zlib
 from collections.abc import Iterable
@@ -249,3 +250,34 @@ def test_a_frame_of_another_kind_or_length_is_refused() -> None:
         list(Reader([begin, layout.HEAD.pack(layout.DATA, 1 << 30, 0)]))
     with pytest.raises(StreamDamaged, match="does not begin"):
         Reader([b"something else that is long enough"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"base_id": "other"}, "is relative to other"),
+        ({"base_id": ""}, "is whole"),
+        ({"volume_type": "directory"}, "its volume_type is 'directory', not 'image'"),
+        ({"access_type": "block"}, "its access_type is 'block', not 'mount'"),
+        ({"fs_type": "xfs"}, "its fs_type is 'xfs', not ''"),
+        ({"block_size": 512}, "its block_size is 512, not 4096"),
+        ({"start": 4096}, "begins only at byte 4096"),
+        ({"size_bytes": 16 * MIB, "provisioning": "thick"}, ""),
+    ],
+)
+def test_what_follows_has_to_continue_what_is_there(fields: dict[str, Any], words: str) -> None:
+    writers = Writer(), Writer()
+    second = dataclasses.replace(header("image"), content_id="next", **{"base_id": "content", **fields})
+    stream = b"".join(
+        writer.begin(one) + writer.end() for writer, one in zip(writers, (header("image"), second), strict=True)
+    )
+    reader = Reader([stream])
+    reader.may_be_followed = True
+    assert list(reader) == []
+    if words:
+        with pytest.raises(StreamDamaged, match=words):
+            reader.following()
+        return
+    behind = reader.following()
+    assert behind is not None
+    assert (list(behind), behind.following()) == ([], None)
