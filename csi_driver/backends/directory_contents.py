@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from csi_driver.backends import increments
 from csi_driver.backends.directory import DATA, DirectoryBackend
-from csi_driver.backends.increments import Base
+from csi_driver.backends.increments import Base, Onward
 from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, tree_copy
@@ -145,7 +145,7 @@ class DirectoryContents:
             self._begin(volume, stream.journal, object_fd)
             data_fd = durable.open_directory(DATA, dir_fd=object_fd)
             try:
-                last = _received(volume, stream, data_fd, progress, base)
+                last = _received(volume, stream, data_fd, Onward(progress), base)
                 sync.sync_filesystem(data_fd)
             finally:
                 os.close(data_fd)
@@ -208,9 +208,7 @@ class DirectoryContents:
             os.close(data_fd)
 
 
-def _received(
-    volume: Volume, stream: Reader, data_fd: int, progress: Callable[[int], None], base: Base | None
-) -> Reader:
+def _received(volume: Volume, stream: Reader, data_fd: int, progress: Onward, base: Base | None) -> Reader:
     """Fill the directory with what the stream has and those behind it; returns the last of them."""
     from csi_driver.streams import bases, tree_building  # noqa: PLC0415 - most nodes never do this
 
@@ -221,7 +219,7 @@ def _received(
         tree_building.receive(stream, data_fd, progress=progress, base=kept, journal=stream.journal)
     crash_point("directory.received")
     last = stream
-    for last in increments.following(volume, stream):
+    for last in increments.following(volume, stream, progress):
         with closing(bases.Consumed(data_fd)) as consumed:
             crash_point("directory.following")
             tree_building.receive(last, data_fd, progress=progress, base=consumed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from csi_driver.backends import increments
 from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.backends.image import ImageFiles
-from csi_driver.backends.increments import Base
+from csi_driver.backends.increments import Base, Onward
 from csi_driver.errors import VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
@@ -155,20 +155,22 @@ class ImageContents:
         from csi_driver.streams import images  # noqa: PLC0415 - as above
 
         journal, size_bytes = stream.journal, stream.header.size_bytes
-        image_fd = self._begun(base, object_fd, is_resumed=journal is not None and journal.is_resumed)
+        onward = increments.Onward(progress)
+        is_resumed = journal is not None and journal.is_resumed
+        image_fd = self._begun(base, object_fd, onward, is_resumed=is_resumed)
         try:
             os.ftruncate(image_fd, size_bytes)
             if journal is not None:
                 journal.place(object_fd)
             crash_point("image.receiving")
             images.receive(
-                stream, image_fd, size_bytes, is_incremental=base is not None, progress=progress, journal=journal
+                stream, image_fd, size_bytes, is_incremental=base is not None, progress=onward, journal=journal
             )
             crash_point("image.received")
             last = stream
-            for last in increments.following(volume, stream):
+            for last in increments.following(volume, stream, onward):
                 os.ftruncate(image_fd, last.header.size_bytes)
-                images.receive(last, image_fd, last.header.size_bytes, is_incremental=True, progress=progress)
+                images.receive(last, image_fd, last.header.size_bytes, is_incremental=True, progress=onward)
                 crash_point("image.followed")
             os.fsync(image_fd)
             if journal is not None:
@@ -178,18 +180,19 @@ class ImageContents:
         self._adopt(volume, object_fd)
         return last.header.content_id
 
-    def _begun(self, base: Base | None, object_fd: int, *, is_resumed: bool) -> int:
-        """A descriptor, the caller's, of the image to which the stream is written."""
+    def _begun(self, base: Base | None, object_fd: int, progress: Onward, *, is_resumed: bool) -> int:
+        """A descriptor, the caller's, of the image to which the stream is written, as the next step."""
         if is_resumed:
             return os.open(IMAGE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=object_fd)
-        return self._make(object_fd) if base is None else self._based(base, object_fd)
+        return self._make(object_fd) if base is None else self._based(base, object_fd, progress)
 
-    def _based(self, base: Base, object_fd: int) -> int:
+    def _based(self, base: Base, object_fd: int, progress: Onward) -> int:
         """A descriptor, the caller's, of an image that has the content of the base."""
         if base.share:
             self.share(base.content_fd, base.size_bytes, object_fd)
         else:
-            self.copy(base.content_fd, base.size_bytes, object_fd, lambda _: None)
+            self.copy(base.content_fd, base.size_bytes, object_fd, progress)
+            progress.step()
         return os.open(IMAGE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=object_fd)
 
     def _adopt(self, volume: Volume, object_fd: int) -> None:

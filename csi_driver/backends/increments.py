@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,33 @@ class Base:
     share: bool
 
 
-def following(volume: Volume, stream: Reader) -> Iterator[Reader]:
+class Onward:
+    """The progress of several steps, one behind the other, each of which counts its bytes from 0."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+        self._before = self._last = 0
+
+    def __call__(self, done_bytes: int) -> None:
+        self._last = done_bytes
+        self._progress(self._before + done_bytes)
+
+    def step(self) -> None:
+        """What is told next is of the next step."""
+        self._before, self._last = self._before + self._last, 0
+
+
+def following(volume: Volume, stream: Reader, progress: Onward) -> Iterator[Reader]:
     """The streams behind one that was read to its end, each relative to the one before, to be read in turn.
+
+    Each is a step of `progress`.
 
     Raises: StreamDamaged; CapacityOutOfRange when one has more than the volume's size; whatever the streams raise.
     """
     behind = stream.following()
     while behind is not None:
         require_room(volume, behind)
+        progress.step()
         yield behind
         behind = behind.following()
 

@@ -26,6 +26,9 @@ class Progress:
 
     def __call__(self, copied_bytes: int) -> None:
         self.copied_bytes = copied_bytes
+        if copied_bytes > self.total_bytes:
+            # Increments followed, which do not tell how much they are.
+            self.total_bytes = 0
         if self._each is not None:
             self._each(copied_bytes)
         now = time.monotonic()
