@@ -86,11 +86,12 @@ class Members:
         Raises: GroupRefused when it would take too long; FreezeExpired; FreezeBroken; VolumeBusy; OSError.
         """
         frozen = [(member, member.mounted) for member in members if member.mounted is not None]
-        expected = _require_quick([member for member, _ in frozen])
         for _, mounted in frozen:
             # Before, so that the freeze itself has little to write.
             sync.sync_filesystem(mounted.fd)
         crash_point("group.flushed")
+        # Behind the syncs: what they wrote lies in extents of its own.
+        expected = _require_quick([member for member, _ in frozen])
         if not frozen:
             return time.time()
         with self._freezing.frozen([mounted for _, mounted in frozen]) as freeze:

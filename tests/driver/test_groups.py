@@ -3,7 +3,7 @@
 - Under a writer that writes to one volume and then to the other, no cut has the second record without the first; ext4,
   xfs and btrfs, on XFS and btrfs; the writer meets no error, and never waits for longer than the freeze's budget.
 - Mounted images, idle volumes of every kind and several pools go into one group; what cannot be held still is refused
-  by its name, with the remedy, and nothing is left.
+  by its name, with the remedy, and nothing is left; so is what would take too long once its filesystem is synced.
 - The same call finds the same group, in any order of its volumes; other volumes under the name are refused.
 - A member tells its group, makes volumes as any snapshot, and goes only with its group; the sources may go before.
 - Who unpublishes, deletes or expands a member meanwhile is told to repeat; a volume that is gone already is NOT_FOUND.
@@ -13,9 +13,18 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from csi_driver.domain.freezing import Mounted
+from csi_driver.domain.members import Member, Members
+from csi_driver.errors import GroupRefused
+from csi_driver.linux import sync
+from csi_driver.linux.reflink import Cost
+from csi_driver.model import AccessType, Volume, VolumeId, VolumeParameters
 from tests.driver.copying import check_sound, copied, from_snapshot, read, take_down, write
 from tests.driver.grouping import (
     SIZES,
@@ -132,6 +141,19 @@ def test_what_cannot_be_held_still_is_refused_by_its_name_and_leaves_nothing(
     assert driver.call("ListSnapshots").entries == []
     for volume in (good, block, directory, copying):
         volume.down()
+
+
+def test_the_time_of_the_cut_is_expected_of_what_the_sync_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = [Cost(1, 0.0)]
+    monkeypatch.setattr(sync, "sync_filesystem", lambda _: costs.append(Cost(100_000, 1.7)))
+    contents = SimpleNamespace(sharing_cost=lambda _: costs[-1])
+    volume = Volume(VolumeId("vol-1"), "volume", MIB, AccessType.MOUNT, "ext4", VolumeParameters(), 1.0)
+    pool: Any = SimpleNamespace(contents=lambda _: contents)
+    unused: Any = None
+    member = Member(pool, volume, -1, Mounted(volume.volume_id, "/", "", -1))
+    members = Members("node", unused, unused, unused, unused)
+    with ExitStack() as held, pytest.raises(GroupRefused, match=r"vol-1.*100000 extents.*1\.7 s"):
+        members.cut([member], held)
 
 
 def test_a_name_belongs_to_its_volumes_and_a_member_to_its_group(make_pool: MakePool, make_driver: MakeDriver) -> None:
