@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 OPERATIONS = ("export", "import", "onto")
 MATRIX = [pytest.param(kind, operation, id=f"{kind}-{operation}") for kind in KINDS for operation in OPERATIONS]
-MATRIX.append(pytest.param("directory", "stage", id="directory-stage"))
+MATRIX += [pytest.param(kind, "stage", id=f"{kind}-stage") for kind in KINDS]
 # The rest of an import is every create's.
 WANTED = ("transfer.", "image.rec", "image.followed", "directory.rec", "directory.follow", "create.", "move.")
 # What is otherwise when it begins with a copy.
@@ -136,7 +136,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 def test_the_driver_is_killed_at_every_step(kind: str, operation: str, scene: Scene, tally: Tally) -> None:
     source = scene.source(kind, operation)
     if operation == "stage":
-        _staged(scene, source, tally)
+        _staged(scene, kind, source, tally)
         return
     cuts = [] if operation == "export" else scene.cuts(source)
     onto = cuts[0] if operation == "onto" else ""
@@ -174,19 +174,19 @@ def test_the_driver_is_killed_at_every_step(kind: str, operation: str, scene: Sc
         tally.count(held=True)
 
 
-def _staged(scene: Scene, source: str, tally: Tally) -> None:
+def _staged(scene: Scene, kind: str, source: str, tally: Tally) -> None:
     cuts = scene.cuts(source)
     stream = scene.relative(cuts)
-    copy = Workload(scene.driver, "staged", **KINDS["directory"])
+    copy = Workload(scene.driver, f"{kind}-staged", **KINDS[kind])
     copy.volume_id = scene.imported(scene.exported(cuts[0]), copy.name)
     scene.passed()
     scene.arm("stage.disowned")
     with pytest.raises(Failure):
         copy.stage()
-    tally.meet("exports directory stage", scene.passed())
+    tally.meet(f"exports {kind} stage", scene.passed())
     scene.restarted()
     with pytest.raises(CallFailed, match="nobody knows"):
-        scene.imported(stream, "onto-staged", copy.volume_id)
+        scene.imported(stream, f"{kind}-onto-staged", copy.volume_id)
     copy.stage()
     copy.unstage()
     tally.count(held=True)
