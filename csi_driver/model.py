@@ -173,8 +173,8 @@ class Volume:
 
     `lineage` names the volume that this one has blocks from, directly or by others; empty: its own id.
     `growing_to_bytes` is 0, or the size that an expansion intends which was neither finished nor taken back yet;
-    `content_id` names the stream whose content it has, as long as nobody could
-    have written to it; else empty.
+    `content_id` names the stream whose content it has, as long as nobody could have written to it; else empty. Somebody
+    else's writes show by `content_mark`, the mark of its content then (`domain/unwritten.py`).
     `becoming` likewise the parameters that a modification intends. `created_as` are those of its creation, which its
     name stands for, where a modification has changed them since. `pod` as in its VolumeSpec. `rollback` is empty, or
     what tells the content that a rollback gave it from the one before.
@@ -197,6 +197,7 @@ class Volume:
     created_as: VolumeParameters | None = None
     rollback: str = ""
     content_id: str = ""
+    content_mark: str = ""
 
     @property
     def object_id(self) -> str:

@@ -16,7 +16,7 @@ from csi_driver.backends.directory import DATA, DirectoryBackend
 from csi_driver.backends.increments import Base, Onward
 from csi_driver.errors import CapacityOutOfRange, VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, tree_copy
+from csi_driver.linux import btrfs, btrfs_snapshots, filesystem, reflink, sync, tree_copy, tree_mark
 from csi_driver.linux.reflink import Cost
 from csi_driver.model import MIB, QuotaPolicy, Volume
 from csi_driver.store import durable
@@ -167,6 +167,10 @@ class DirectoryContents:
         self._backend.build(volume, object_fd)
         if journal is not None:
             journal.place(object_fd)
+
+    def mark(self, content_fd: int) -> str:
+        """A sum over all that is in the directory; see `tree_mark`."""
+        return tree_mark.mark(content_fd)
 
     def still(self, volume: Volume, content_fd: int, expected: Cost | None = None) -> int | None:
         """Nothing: a directory that does not change is made by a snapshot of it."""

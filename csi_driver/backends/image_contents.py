@@ -103,6 +103,11 @@ class ImageContents:
         finally:
             os.close(image_fd)
 
+    def mark(self, content_fd: int) -> str:
+        """The file and the time of its latest change, which no write and no mount for writing leaves as it is."""
+        found = os.fstat(content_fd)
+        return f"{found.st_ino:x}-{found.st_ctime_ns:x}"
+
     def still(self, volume: Volume, content_fd: int, expected: Cost | None = None) -> int | None:
         """A descriptor, the caller's, of the content as of now, which does not change; None where that costs a copy."""
         if not self.can_share:
@@ -225,6 +230,11 @@ def _write_identity(volume: Volume, image_fd: int) -> None:
     """Two filesystems with one UUID must not be confused when both are mounted; XFS is always mounted `nouuid`.
 
     An ext4 whose journal waits for its replay gets its UUID when it is staged.
+
+    So what was made of a stream is not what the stream had, byte by byte: the UUID in the superblock (of a btrfs, in
+    each of its superblocks, with the feature that tells the old one, and their checksums) is the volume's own. A later
+    increment is applied to that all the same: what it has of these blocks it has whole, and this is done again behind
+    it.
     """
     if volume.fs_type == "ext4":
         ext4_superblock.write_uuid(image_fd, volume.fs_uuid)

@@ -34,6 +34,9 @@ class Contents(Protocol):
     def is_at_rest(self, volume: Volume, content_fd: int) -> bool:
         """Whether nobody can write to the content now."""
 
+    def mark(self, content_fd: int) -> str:
+        """What every change to the content changes, whoever makes it, and nothing else; the same after a restart."""
+
     def flush(self, volume: Volume) -> None:
         """What was written before to a volume without a filesystem of its own is in its content."""
 

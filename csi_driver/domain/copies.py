@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from csi_driver.backends import removal
-from csi_driver.domain import cuts
+from csi_driver.domain import cuts, unwritten
 from csi_driver.domain.catalogue import SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.operations import Kind, Operation, Operations
@@ -207,7 +207,7 @@ class _Job:
         content_fd = self._contents.open(self._pool.store.volumes_fd, self._volume.volume_id)
         held.callback(os.close, content_fd)
         cuts.require_at_rest(self._pool, self._contents, self._volume, content_fd)
-        self._check_name()
+        self._check_name(content_fd)
         self.progress.total_bytes = self._contents.size_bytes(content_fd)
         self._admit()
         held.callback(self._pool.ledger.copied, self.snapshot.snapshot_id, 0)
@@ -218,13 +218,13 @@ class _Job:
         self._wait_for_place(held)
         self._build(content_fd)
 
-    def _check_name(self) -> None:
-        """What the volume was imported from is what it holds only if nobody has staged it before it was claimed."""
+    def _check_name(self, content_fd: int) -> None:
+        """What the volume was imported from is what it holds only if nobody has written to it before it was claimed."""
         if not self.snapshot.content_id:
             return
         store, volume_id = self._pool.store, self._volume.volume_id
         held = records.read_volume(store.volumes_fd, volume_id, f"{store.directory}/volumes/{volume_id}")
-        if held.content_id != self.snapshot.content_id:
+        if unwritten.known(self._pool, held, content_fd).content_id != self.snapshot.content_id:
             self.snapshot = dataclasses.replace(self.snapshot, content_id="")
 
     def _admit(self) -> None:

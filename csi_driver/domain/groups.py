@@ -192,6 +192,7 @@ def _snapshot_of(group: GroupSnapshot, member: Member, snapshot_id: str) -> Snap
         created_at=group.created_at,
         is_ready=True,
         lineage=volume.family,
+        content_id=volume.content_id,
         group_snapshot_id=group.group_snapshot_id,
         group_pool=group.pool,
     )

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from csi_driver.domain import cuts
+from csi_driver.domain import cuts, unwritten
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.freezing import Freezing, Mounted
@@ -73,6 +73,7 @@ class Members:
             )
         content_fd = contents.open(pool.store.volumes_fd, volume_id)
         held.callback(os.close, content_fd)
+        volume = unwritten.known(pool, volume, content_fd)
         mounted = _mounted(pool, volume)
         if mounted is not None:
             held.callback(os.close, mounted.fd)

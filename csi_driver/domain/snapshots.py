@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Final
 
 from csi_driver.backends import removal
-from csi_driver.domain import cuts, pages
+from csi_driver.domain import cuts, pages, unwritten
 from csi_driver.domain.catalogue import Catalogue, GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.copies import Copies
@@ -192,6 +192,7 @@ class Snapshots:
             volume = self._source(spec)
             content_fd = pool.contents(volume.volume_type).open(pool.store.volumes_fd, volume.volume_id)
             held.callback(os.close, content_fd)
+            volume = unwritten.known(pool, volume, content_fd)
             cuts.flush(pool, volume)
             crash_point("snapshot.flushed")
             cuts.admit(pool, volume)
@@ -207,6 +208,7 @@ class Snapshots:
             contents = pool.contents(volume.volume_type)
             content_fd = contents.open(pool.store.volumes_fd, volume.volume_id)
             held.callback(os.close, content_fd)
+            volume = unwritten.known(pool, volume, content_fd)
             planned = self._planned(spec, volume, is_ready=True, shares=False)
             # Twice: once while it is frozen, and once into its place.
             pool.ledger.admit_copy(planned.snapshot_id, pool.name, 2 * contents.size_bytes(content_fd), pool.overcommit)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from csi_driver.backends import removal
 from csi_driver.backends.increments import Base
-from csi_driver.domain import cuts
+from csi_driver.domain import cuts, unwritten
 from csi_driver.domain.arrivals import Incoming
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
@@ -107,7 +107,10 @@ class Sources:
                 origin = held.enter_context(self.held(source, time.monotonic()))
             except SourceNotFound as cause:
                 raise SourceNotFound(_ONTO, source.object_id) from cause
-            _require_base(source.object_id, origin.described, incoming)
+            described = origin.described
+            if origin.volume is not None:
+                described = unwritten.known(origin.pool, origin.volume, origin.content_fd)
+            _require_base(source.object_id, described, incoming)
             incoming.base = origin
             yield
 

@@ -163,7 +163,7 @@ class Staging:
         """The volume is not known any more for what it was imported with: whoever uses it may change it."""
         if not volume.content_id:
             return volume
-        volume = dataclasses.replace(volume, content_id="")
+        volume = dataclasses.replace(volume, content_id="", content_mark="")
         self._records.remember(pool, volume)
         crash_point("stage.disowned")
         return volume

@@ -17,7 +17,7 @@ import uuid
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from csi_driver.backends import removal
-from csi_driver.domain import sizes
+from csi_driver.domain import sizes, unwritten
 from csi_driver.domain.arrivals import Arrivals, Incoming
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.claims import Claims
@@ -250,7 +250,7 @@ class Volumes:
                 elif isinstance(origin, Incoming):
                     content_id = self._sources.receive(volume, origin, object_fd)
                     if origin.is_named:
-                        volume = dataclasses.replace(volume, content_id=content_id)
+                        volume = unwritten.named(pool, volume, content_id)
                         records.replace_record(object_fd, volume)
                         crash_point("create.content_named")
                 else:

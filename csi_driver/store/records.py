@@ -222,7 +222,7 @@ def _volume_body(volume: Volume) -> dict[str, Any]:
     of_pod = {"pod": volume.pod} if volume.is_ephemeral else {}
     changes = {"becoming": volume.becoming, "created_as": volume.created_as}
     rollback = {"rollback": volume.rollback} if volume.rollback else {}
-    content = {"content_id": volume.content_id} if volume.content_id else {}
+    content = {"content_id": volume.content_id, "content_mark": volume.content_mark} if volume.content_id else {}
     return {
         **{key: _parameters_body(one) for key, one in changes.items() if one is not None},
         **of_pod,
@@ -310,6 +310,7 @@ def _volume_from(body: dict[str, Any], where: str) -> Volume:
             created_as=_optional_parameters_from(body.get("created_as")),
             rollback=str(body.get("rollback", "")),
             content_id=str(body.get("content_id", "")),
+            content_mark=str(body.get("content_mark", "")),
         )
     except (KeyError, ValueError, TypeError) as cause:
         raise RecordDamaged(where, f"a field is missing or wrong: {cause}") from cause

@@ -25,9 +25,11 @@ _CHOICES: Final[dict[str, frozenset[str]]] = {
 class Header:
     """A stream's description of its content. Sizes in bytes, times in seconds since the epoch.
 
-    `content_id` names the content: two objects of one `content_id` hold the same bytes, for ever. `base_id` is that of
-    the content which an incremental stream has to be applied to; empty: the stream is whole. `data_bytes` is the most
-    that its data can come to; 0: not known. `start`: what lies before it in the image is not in the stream.
+    `content_id` names the content: two streams of one `content_id` are of the same bytes. What was made of one has
+    them too, but for the UUID in the superblocks of a filesystem, which is its own, and zeros behind `size_bytes` where
+    it is larger. `base_id` is that of the content which an incremental stream has to be applied to, or to what was made
+    of it; empty: the stream is whole. `data_bytes` is the most that its data can come to; 0: not known. `start`: what
+    lies before it in the image is not in the stream.
     """
 
     volume_type: str

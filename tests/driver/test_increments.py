@@ -2,7 +2,8 @@
 
 - A chain of increments, behind the whole stream or onto a snapshot of what was imported before, makes on another node
   exactly what each snapshot held, for directories and images in every kind of pool.
-- A volume is known for what it was imported with until it is staged, also across a restart; a snapshot of it for ever.
+- A volume is known for what it was imported with until it is staged, also across a restart; a snapshot of it for ever,
+  also one that is a member of a group.
 - Onto anything else an increment is refused, with both ids; so is a whole stream. What is refused leaves nothing, and
   the base as it was.
 - A pool without room refuses; what is applied to is held meanwhile.
@@ -21,6 +22,7 @@ from csi_driver.errors import CallFailed
 from csi_driver.linux import holes
 from csi_driver.rpc.client import Client
 from tests.checks import CHECKS
+from tests.driver.grouping import group_of
 from tests.driver.test_exports import hostvol, image_of, pieces, raw, until
 from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, run
 from tests.mounted_trees import digest, filled
@@ -196,6 +198,32 @@ def test_a_volume_is_known_until_it_is_staged(
     client.rollback_volume(rolled, back)
     with pytest.raises(CallFailed, match="nobody knows"):
         imported(client, stream, "refused", onto_id=rolled)
+
+
+def test_a_member_of_a_group_is_a_base(make_pool: MakePool, make_driver: MakeDriver, connected: Connected) -> None:
+    driver = make_driver(make_pool("xfs", 1 << 30))
+    client = connected(driver)
+    source = Workload(driver, "source", block=True, volume_id=raw(driver, written=1))
+    beside = Workload(driver, "beside", parameters=DIRECTORY)
+    beside.create()
+    cuts = [group_of(driver, source, beside, name="cut-0").snapshots[0].snapshot_id]
+    with image_of(driver, source.volume_id).open("r+b") as file:
+        os.pwrite(file.fileno(), os.urandom(8192), 8 * MIB)
+    cuts.append(group_of(driver, beside, source, name="cut-1").snapshots[1].snapshot_id)
+    stream = exported(client, cuts[1], cuts[0])
+    copy = Workload(driver, "copy", block=True, volume_id=imported(client, exported(client, cuts[0]), "copy"))
+    kept = group_of(driver, copy, beside, name="kept").snapshots[0].snapshot_id
+    assert client.snapshot(kept)["content_id"] == cuts[0]
+    driver.restart()
+    client = connected(driver)
+    for number, onto in enumerate((kept, cuts[0])):
+        made = imported(client, stream, f"made-{number}", onto_id=onto)
+        assert digest(image_of(driver, made)) == digest(image_of(driver, source.volume_id))
+    copy.stage()
+    copy.unstage()
+    used = group_of(driver, copy, name="used").snapshots[0].snapshot_id
+    with pytest.raises(CallFailed, match=f"relative to {cuts[0]}, and {used} holds {used};"):
+        imported(client, stream, "refused", onto_id=used)
 
 
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
