@@ -3,7 +3,9 @@
 - Every answer is a code of the specification's tables.
 - After draining: no mount, loop device, file or state file is left, no descriptor more than after the warm-up, no
   more threads than the pools may have.
-- Memory does not grow without bound: the last thousand operations add next to nothing.
+- Memory does not grow without bound: the second thousand operations add next to nothing. It is looked at whenever all
+  is drained, and the least of several looks counts: what the C library keeps for its next threads comes and goes by
+  many MiB.
 
 HOSTVOL_OPERATIONS says how many operations are made, HOSTVOL_SEED lets them differ.
 """
@@ -39,6 +41,7 @@ from tests.soak.observing import (
     assert_nothing_remains,
     descriptors,
     mount_table,
+    remains,
     status_number,
     together,
 )
@@ -46,9 +49,10 @@ from tests.soak.observing import (
 OPERATIONS = int(os.environ.get("HOSTVOL_OPERATIONS", "2000"))
 SEED = int(os.environ.get("HOSTVOL_SEED", "1"))
 CALLERS = 4
+PARTS = 8
 # 4 + 64 + 128 of the server's pools; the main thread, the housekeeper, and gRPC's own.
 MOST_THREADS = 4 + 64 + 128 + 24
-GROWTH_KIB = 6 * 1024
+GROWTH_KIB = 8 * 1024
 
 KINDS: dict[str, dict[str, Any]] = {
     "ext4": {"size_bytes": 8 * MIB},
@@ -194,7 +198,16 @@ class Storm:
             driver.call("ListVolumes", max_entries=3)
 
     def drain(self) -> None:
-        """Take down whatever there is, as the mount table and the lists tell it."""
+        """Take down whatever there is, until nothing comes any more of calls whose answer nobody waited for."""
+        ends = time.monotonic() + 60
+        looks = 0
+        while looks < 2 and time.monotonic() < ends:
+            self.drain_once()
+            looks = 0 if any(remains(self.driver).values()) else looks + 1
+            time.sleep(0.1)
+
+    def drain_once(self) -> None:
+        """Take down what the mount table and the lists tell."""
         for group_id in groups(self.driver):
             call = partial(self.driver.call, "DeleteVolumeGroupSnapshot", group_snapshot_id=group_id)
             self.insist(call)
@@ -370,36 +383,33 @@ def occupy_every_thread(driver: Driver) -> None:
 def test_two_thousand_random_operations_leave_nothing_behind(
     plain: PoolPlace, backed: Backed, make_driver: Callable[..., Driver]
 ) -> None:
-    driver = make_driver(plain, backed.place)
+    driver = make_driver(plain, backed.place, forked=False)
     occupy_every_thread(driver)
     storm = Storm(driver)
     storm.run(200, seed=0)
     storm.drain()
     before = descriptors(driver.pid)
     before_growth = backed.image.stat().st_size
-    resident = [status_number(driver.pid, "VmRSS")]
+    resident = []
 
     storm = Storm(driver)
     began = time.monotonic()
-    for half in range(2):
-        storm.run(OPERATIONS // 2, seed=2 * SEED + half)
+    for part in range(PARTS):
+        storm.run(OPERATIONS // PARTS, seed=PARTS * SEED + part)
+        storm.drain()
         resident.append(status_number(driver.pid, "VmRSS"))
     seconds = time.monotonic() - began
-    storm.drain()
 
     threads = status_number(driver.pid, "Threads")
     after = descriptors(driver.pid)
     print(f"{OPERATIONS} operations in {seconds:.0f} s: {dict(sorted(storm.codes.items()))}")
-    print(
-        f"resident after the warm-up and each half: {resident} KiB; threads {threads}; "
-        f"descriptors {len(before)}, then {len(after)}"
-    )
+    print(f"resident after each part: {resident} KiB; threads {threads}; descriptors {len(before)}, then {len(after)}")
     assert_nothing_remains(driver)
     assert after == before
     assert len(backed.loops()) == 1
     [pool] = [pool for pool in admin_pools(driver) if pool.name == "pool1"]
     assert backed.image.stat().st_size == pool.backing_bytes > before_growth
     assert threads <= MOST_THREADS
-    assert resident[-1] - resident[-2] <= GROWTH_KIB
+    assert min(resident[PARTS // 2 :]) - min(resident[: PARTS // 2]) <= GROWTH_KIB
     for step in STEPS:
         assert storm.codes[f"{step} OK"], f"no {step} succeeded: the test did not test it"
