@@ -45,6 +45,8 @@ _SILENT_SECONDS: Final = 10.0
 _SILENT_VOLUME_SECONDS: Final = 5.0
 # All filesystems of one look together.
 _SILENT_FILESYSTEM_SECONDS: Final = 1.5
+# So long are all XFS of one look together waited for, that are asked what they know.
+_ASKING_SECONDS: Final = 1.0
 # Nobody is said to be silent because another is.
 _LEAST_PATIENCE_SECONDS: Final = 0.1
 
@@ -55,11 +57,13 @@ Troubles = tuple[Trouble, ...]
 class _View:
     """What one look at volumes shares: a mount of each loop device, and until when filesystems may take to answer.
 
-    `is_close`: a look at one volume, which may cost more. Else images are opened until `reading_ends`.
+    `is_close`: a look at one volume, which may cost more. Else images are opened until `reading_ends`, and until
+    `asking_ends` it is waited for what each XFS knows.
     """
 
     devices: Mapping[str, mountinfo.MountEntry]
     ends: float
+    asking_ends: float
     reading_ends: float
     is_close: bool
 
@@ -85,6 +89,9 @@ class Health:
         self._volume_looks: Looks[Troubles] = Looks()
         self._filesystem_looks: Looks[FilesystemState] = Looks()
         self._sickness = Sickness()
+        self._pool_sickness = Sickness()
+        # What was logged of the volumes that a look failed at.
+        self._failed: dict[str, str] = {}
         self._images = UnmountedImages()
         self._found: dict[str, PoolHealth] = {}
         self._looked_at = float("-inf")
@@ -185,6 +192,9 @@ class Health:
             if its:
                 found[volume.volume_id] = its
         self._images.keep_only(self._catalogue)
+        self._sickness.keep_only(self._catalogue)
+        for gone in [one for one in list(self._failed) if not self._catalogue.has(one)]:
+            self._failed.pop(gone, None)
         return PoolHealth(tuple(self._pool_troubles(pool)), found)
 
     def _now(self, pool: Pool, volume: Volume) -> Troubles:
@@ -219,16 +229,29 @@ class Health:
         if entry is None:
             return FilesystemState()
         state = filesystem_state.state_of(entry)
-        if not state.is_shut_down and self._is_sick(f"pool {pool.name}", entry, now=False):
+        if not state.is_shut_down and _is_sick(self._pool_sickness, pool.name, entry):
             return dataclasses.replace(state, error_counts={"sick": 1})
         return state
 
     def _own(self, pool: Pool, volume: Volume, view: _View) -> Troubles:
-        look = self._of_directory if volume.volume_type is VolumeType.DIRECTORY else self._of_image
-        found = tuple(look(pool, volume, view))
+        found = self._looked(pool, volume, view)
         if found and (self._claims.holds(("volume", volume.volume_id)) or not self._catalogue.has(volume.volume_id)):
             # It is being mounted, grown or taken away: nothing stands still that could be wrong.
             return ()
+        return found
+
+    def _looked(self, pool: Pool, volume: Volume, view: _View) -> Troubles:
+        look = self._of_directory if volume.volume_type is VolumeType.DIRECTORY else self._of_image
+        try:
+            found = tuple(look(pool, volume, view))
+        except Exception as cause:
+            # An image holds what somebody wrote there. What nobody foresaw of one is no reason not to see the others.
+            why = f"{type(cause).__name__}: {cause}"
+            if self._failed.get(volume.volume_id) != why:
+                self._failed[volume.volume_id] = why
+                _log.exception("volume %s could not be looked at", volume.volume_id)
+            return (troubles.look_failed(volume, type(cause).__name__),)
+        self._failed.pop(volume.volume_id, None)
         return found
 
     @staticmethod
@@ -289,7 +312,11 @@ class Health:
             return
         look = partial(filesystem_state.state_of, entry)
         patience = max(_LEAST_PATIENCE_SECONDS, view.ends - time.monotonic())
-        state = self._filesystem_looks.take(volume.volume_id, look, patience)
+        try:
+            state = self._filesystem_looks.take(volume.volume_id, look, patience)
+        except FileNotFoundError:
+            # Unmounted meanwhile.
+            return
         if state is None:
             yield troubles.silent(volume)
             return
@@ -297,15 +324,11 @@ class Health:
             yield troubles.filesystem_shut_down(volume)
         elif state.is_read_only and not self._is_asked_read_only(volume):
             yield troubles.filesystem_read_only(volume)
-        if state.error_counts or (not state.is_shut_down and self._is_sick(volume.volume_id, entry, now=view.is_close)):
+        if state.error_counts or (not state.is_shut_down and self._knows_damage(volume, entry, view)):
             yield troubles.filesystem_errors(volume, state.first_error)
 
-    def _is_sick(self, key: str, entry: mountinfo.MountEntry, *, now: bool) -> bool:
-        try:
-            return self._sickness.of(key, entry, now=now)
-        except OSError as cause:
-            _log.warning("%s cannot be asked for its health: %s", entry.source, cause)
-            return False
+    def _knows_damage(self, volume: Volume, entry: mountinfo.MountEntry, view: _View) -> bool:
+        return _is_sick(self._sickness, volume.volume_id, entry, ends=view.asking_ends, now=view.is_close)
 
     def _is_asked_read_only(self, volume: Volume) -> bool:
         asked = self._mounts.state(volume.volume_id).staging_capability
@@ -317,6 +340,16 @@ def _suffered(volume: Volume, of_pool: Troubles | Iterator[Trouble]) -> Troubles
     """Those troubles of its pool that the volume has too."""
     may_grow = volume.volume_type is VolumeType.DIRECTORY or not volume.is_thick
     return tuple(one for one in of_pool if may_grow or not one.only_growing)
+
+
+def _is_sick(
+    sickness: Sickness, key: str, entry: mountinfo.MountEntry, *, ends: float = float("inf"), now: bool = False
+) -> bool:
+    try:
+        return sickness.of(key, entry, ends, now=now)
+    except OSError as cause:
+        _log.warning("%s cannot be asked for its health: %s", entry.source, cause)
+        return False
 
 
 def _pool_entry(pool: Pool) -> mountinfo.MountEntry | None:
@@ -341,8 +374,8 @@ def _view(*, is_close: bool = False) -> _View:
     # The first of each: a staging mount, and no file or directory that a pod has of it.
     found = {entry.source: entry for entry in reversed(list(mountinfo.read_mounts(b" /dev/loop")))}
     now = time.monotonic()
-    reading_ends = float("inf") if is_close else now + LOOK_SECONDS
-    return _View(found, now + _SILENT_FILESYSTEM_SECONDS, reading_ends, is_close)
+    asking_ends, reading_ends = (float("inf"),) * 2 if is_close else (now + _ASKING_SECONDS, now + LOOK_SECONDS)
+    return _View(found, now + _SILENT_FILESYSTEM_SECONDS, asking_ends, reading_ends, is_close)
 
 
 def _stat(pool: Pool, volume: Volume, entry: str) -> os.stat_result:

@@ -43,9 +43,8 @@ class Looks(Generic[T]):
         try:
             return future.result(patience_seconds)
         except TimeoutError:
-            if future.done():
-                raise
-            return None
+            # Its own time-out, or it was through a moment too late.
+            return future.result() if future.done() else None
 
     def _run(self, key: Hashable, future: Future[T], look: Callable[[], T]) -> None:
         outcome: Any = None

@@ -138,6 +138,14 @@ def content_unreadable(volume: Volume, path: str, why: str) -> Trouble:
     return _inaccessible("ContentUnreadable", f"{volume.volume_id}: {path} cannot be looked at: {why}")
 
 
+def look_failed(volume: Volume, why: str) -> Trouble:
+    return _degraded(
+        "LookFailed",
+        f"{volume.volume_id} could not be looked at ({why}), so nothing else is known of it: look at its image and at "
+        "the driver's log, and report it",
+    )
+
+
 def image_short(volume: Volume, path: str) -> Trouble:
     return _lost(
         "ImageShort",

@@ -47,8 +47,11 @@ _COMPAT_AT: Final = 0x5C
 _RESERVED_DESCRIPTORS_AT: Final = 0xCE
 _ERROR_COUNT_AT: Final = 0x194
 _FIRST_ERROR_SECONDS_AT: Final = 0x198
+_FIRST_ERROR_SECONDS_HIGH_AT: Final = 0x278
 _FIRST_ERROR_FUNCTION_AT: Final = 0x1A8
 _FUNCTION_BYTES: Final = 32
+# The end of what a datetime can be.
+_YEAR_10000_SECONDS: Final = 253_402_300_800
 _BLOCKS_HIGH_AT: Final = 0x150
 _DESCRIPTOR_SIZE_AT: Final = 0xFE
 _SHORT_DESCRIPTOR_BYTES: Final = 32
@@ -135,13 +138,19 @@ def has_errors(block: bytes) -> bool:
 def first_error(block: bytes) -> str:
     """Where and when the first of these errors was met, as `told_error` words it."""
     function = block[_FIRST_ERROR_FUNCTION_AT : _FIRST_ERROR_FUNCTION_AT + _FUNCTION_BYTES].rstrip(b"\0")
-    return told_error(function.decode("ascii", "replace"), _u32(block, _FIRST_ERROR_SECONDS_AT))
+    at_seconds = _u32(block, _FIRST_ERROR_SECONDS_AT) | block[_FIRST_ERROR_SECONDS_HIGH_AT] << 32
+    return told_error(function.decode("ascii", "replace"), at_seconds)
 
 
 def told_error(function: str, at_seconds: int) -> str:
-    """A kernel function and a time (since 1970) in words; empty when they are not known."""
-    if not function.isidentifier():
+    """A kernel function and a time (since 1970) in words; empty when they are not known.
+
+    Both may be anything: an image's superblock holds what somebody wrote there.
+    """
+    if not (function.isascii() and function.isidentifier()):
         return ""
+    if not 0 <= at_seconds < _YEAR_10000_SECONDS:
+        return f"in {function}"
     return f"in {function} at {datetime.fromtimestamp(at_seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 

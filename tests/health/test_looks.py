@@ -2,12 +2,13 @@
 
 - A look that hangs gives no answer in time, and answers the next who asks once it is through.
 - However often is asked, one thread per key hangs.
-- What a look raises is raised, a time-out of its own too.
+- What a look raises is raised, a time-out of its own too; an answer that comes a moment too late is taken.
 """
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -55,3 +56,17 @@ def test_what_a_look_raises_is_raised(error: Exception) -> None:
 
     with pytest.raises(type(error), match=str(error)):
         looks.take("key", fail, 60)
+
+
+def test_an_answer_that_comes_a_moment_too_late_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: Looks[int] = Looks()
+
+    class Late(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().result()
+            self.set_result(7)
+            raise TimeoutError
+
+    monkeypatch.setattr(looks, "begin", lambda key, look: Late())
+    assert looks.take("key", lambda: 7, 0.0) == 7
