@@ -87,6 +87,8 @@ class Growth:
         require_capability(volume, capability)
         pool = self._pools.of(volume)
         pool.require_present()
+        if volume.growing_to_bytes or asked.required_bytes > volume.capacity_bytes:
+            pool.require_writable()
         volume = self._extension.settle(volume)
         if not asked.limit_bytes:
             volume = made_growable(self._pools, self._extension, volume)
@@ -115,8 +117,9 @@ class Growth:
     ) -> Volume:
         require_capability(volume, capability)
         self._require_shown(volume, path)
+        volume = self._extension.settle(volume)
         sizes.require_reached(volume, asked)
-        volume = made_growable(self._pools, self._extension, self._extension.settle(volume))
+        volume = made_growable(self._pools, self._extension, volume, asked.limit_bytes)
         backend = self._pools.backend(volume)
         if not volume.has_filesystem:
             backend.grow(volume, None)

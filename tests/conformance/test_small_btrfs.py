@@ -3,7 +3,7 @@
 - It grows to a size that the kernel lets it grow to, and a limit below that is refused; a copy has its source's size,
   or one to which it can grow.
 - A volume that an earlier build left larger than the btrfs in it is made whole with the next stage or expansion, and
-  again by the next driver when the first is killed meanwhile; without room for that it serves as it is.
+  again by the next driver when the first is killed meanwhile; without room for that, or below a limit, it stays so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.pb import csi_pb2
 from csi_driver.store import records
 from tests.conformance.growing import KINDS, growing, size_of
 from tests.conformance.probing import refused
@@ -109,7 +110,7 @@ def test_a_driver_killed_while_it_makes_a_btrfs_whole_does_it_again(small_btrfs:
     assert filesystem_bytes(small_btrfs.staging) == size_of(small_btrfs) == 256 * MIB
 
 
-def test_a_btrfs_that_there_is_no_room_to_make_whole_serves_as_it_is(
+def test_a_btrfs_that_there_is_no_room_to_make_whole_serves_as_it_is_until_there_is(
     make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver]
 ) -> None:
     driver = make_driver(make_pool("xfs", 512 * MIB))
@@ -117,12 +118,21 @@ def test_a_btrfs_that_there_is_no_room_to_make_whole_serves_as_it_is(
     workload.create()
     stuck_at(workload, 192 * MIB)
     room = driver.call("GetCapacity").available_capacity - MIB
-    Workload(driver, "greedy", block=True, size_bytes=room).create()
+    greedy = Workload(driver, "greedy", block=True, size_bytes=room)
+    greedy.create()
     workload.stage()
     assert "keeps a btrfs that is smaller" in driver.log()
     assert (size_of(workload), filesystem_bytes(workload.staging)) == (192 * MIB, 128 * MIB)
     at_staging = {"volume_id": workload.volume_id, "volume_path": workload.staging}
     refused(driver, "NodeExpandVolume", Code.FAILED_PRECONDITION, "no less than 268435456", **at_staging)
+    greedy.delete()
+    for limit in (192 * MIB, 256 * MIB - 4096):
+        limited = csi_pb2.CapacityRange(limit_bytes=limit)
+        refused(driver, "NodeExpandVolume", Code.OUT_OF_RANGE, "limit_bytes", capacity_range=limited, **at_staging)
+    assert (size_of(workload), filesystem_bytes(workload.staging)) == (192 * MIB, 128 * MIB), "no more than is asked"
+    limited = csi_pb2.CapacityRange(limit_bytes=256 * MIB)
+    assert driver.call("NodeExpandVolume", capacity_range=limited, **at_staging).capacity_bytes == 256 * MIB
+    assert filesystem_bytes(workload.staging) == 256 * MIB
 
 
 @pytest.mark.parametrize("source", ["snapshot", "volume"])
