@@ -311,6 +311,6 @@ def _explained(job: _Job, cause: Exception) -> Exception:
         pool = job.snapshot.pool
         asked = max(job.progress.total_bytes, job.progress.copied_bytes)
         return InsufficientCapacity(pool, asked, job.grantable_bytes())
-    if isinstance(cause, HostvolError):
+    if isinstance(cause, HostvolError) or (isinstance(cause, OSError) and cause.errno == errno.EROFS):
         return cause
     return CopyFailed(job.snapshot.snapshot_id, str(cause))

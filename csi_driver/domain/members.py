@@ -63,7 +63,7 @@ class Members:
         held.enter_context(self._claims.reading(("volume", volume_id)))
         volume = self._volume(volume_id)
         pool = self._pools.of(volume)
-        pool.require_present()
+        pool.require_writable()
         contents = pool.contents(volume.volume_type)
         if not contents.can_share:
             raise GroupRefused(

@@ -71,6 +71,7 @@ class Modification:
         to = changes.applied_to(volume.parameters)
         if to == volume.parameters:
             return volume
+        pool.require_writable()
         if to.retention_seconds > volume.parameters.retention_seconds:
             pool.require_retention(to)
         volume = pool.backend(volume).require_changeable(volume, to)

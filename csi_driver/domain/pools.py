@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -27,7 +28,7 @@ from csi_driver.domain.kinship import Kinship
 from csi_driver.domain.ledger import Ledger, Space, is_counted
 from csi_driver.durations import human_seconds
 from csi_driver.errors import InvalidField, NoRoom, NotReady, OperationPending, PoolRefused
-from csi_driver.linux import btrfs, btrfs_space, filesystem, lock, mountinfo, reflink
+from csi_driver.linux import btrfs, btrfs_space, filesystem, filesystem_state, lock, mountinfo, reflink
 from csi_driver.model import MIB, PoolName, Volume, VolumeParameters, VolumeType
 from csi_driver.store import backing, durable
 from csi_driver.store import pool as pool_store
@@ -279,10 +280,15 @@ class Pool:
 
         To be taken before the claim: whoever waits for another's outcome holds a thread as well.
 
-        Raises: OperationPending when too many are under way.
+        Raises: OperationPending when too many are under way; NotReady, and no EROFS, when the pool is read-only.
         """
         with self._one_of(self._slots, _SLOTS):
-            yield
+            try:
+                yield
+            except OSError as cause:
+                if cause.errno == errno.EROFS and self.is_read_only:
+                    raise self._read_only() from cause
+                raise
 
     @contextmanager
     def question(self) -> Iterator[None]:
@@ -387,7 +393,9 @@ class Pool:
     @property
     def is_read_only(self) -> bool:
         """Whether nothing can be written to its filesystem, by way of its mount."""
-        return bool(os.fstatvfs(self.store.root_fd).f_flag & os.ST_RDONLY)
+        if os.fstatvfs(self.store.root_fd).f_flag & os.ST_RDONLY:
+            return True
+        return self.filesystem_name == "ext4" and filesystem_state.is_emergency_ext4(self.store.device)
 
     def require_writable(self) -> None:
         """Refuse to make anything where the pool is not mounted any more, or only for reading.
@@ -396,9 +404,13 @@ class Pool:
         """
         self.require_present()
         if self.is_read_only:
-            raise NotReady(
-                f"pool {self.name}: its filesystem at {self.store.directory} is read-only; check it and mount it again"
-            )
+            raise self._read_only()
+
+    def _read_only(self) -> NotReady:
+        return NotReady(
+            f"pool {self.name}: its filesystem at {self.store.directory} is read-only; look at the kernel's log, check "
+            "it and mount it again"
+        )
 
 
 def _locked_store(directory: str, driver_name: str) -> PoolDirectory:

@@ -76,7 +76,7 @@ class Rollback:
     def _rollback(self, volume_id: str, snapshot_id: str, deadline: float | None) -> tuple[Volume, str]:
         volume = self._volumes.persistent(volume_id)
         pool = self._pools.of(volume)
-        pool.require_present()
+        pool.require_writable()
         of_volume = self._snapshots.get(snapshot_id).source_volume_id
         if of_volume != volume_id:
             raise RollbackRefused(volume_id, f"{snapshot_id} is a snapshot of {of_volume}")

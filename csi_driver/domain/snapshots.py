@@ -152,7 +152,7 @@ class Snapshots:
         if not is_accessible:
             raise TopologyUnsatisfiable(self._node_id)
         pool = self._pools.of(volume)
-        pool.require_present()
+        pool.require_writable()
         if spec.retention_seconds is not None:
             pool.require_retention(self._parameters(spec, volume))
         if pool.contents(volume.volume_type).can_share:

@@ -70,7 +70,7 @@ class Undelete:
 
     def _restore(self, name: str) -> Volume | Snapshot:
         entry = self._trash.get(name)
-        entry.pool.require_present()
+        entry.pool.require_writable()
         if isinstance(entry.held, Snapshot):
             return self._restore_snapshot(entry, entry.held)
         assert entry.held is not None

@@ -3,8 +3,8 @@
 Read from mountinfo and sysfs, which answer from memory, whatever the filesystem does; only XFS, which shows its
 shutdown nowhere there, is asked by one statx(2), which may hang with its disk. What else XFS knows: `xfs_health`.
 
-Source: Documentation/ABI/testing/sysfs-fs-ext4, fs/ext4/super.c (_ext4_show_options), fs/btrfs/sysfs.c
-(btrfs_devinfo_error_stats_show), fs/xfs/xfs_iops.c (xfs_vn_getattr).
+Source: Documentation/ABI/testing/sysfs-fs-ext4, fs/ext4/super.c (_ext4_show_options, ext4_seq_options_show),
+fs/btrfs/sysfs.c (btrfs_devinfo_error_stats_show), fs/xfs/xfs_iops.c (xfs_vn_getattr).
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from csi_driver.linux import ext4_superblock, mountinfo
+
+# What ext4 (Linux 6.15) has become for good, at an error under errors=remount-ro; statvfs(3) does not tell it.
+_EMERGENCY: Final = "emergency_ro"
+_MOST_OPTIONS_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,31 @@ def state_of(entry: mountinfo.MountEntry) -> FilesystemState:
     shut_down = "shutdown" in options or (entry.fs_type == "xfs" and _is_dead(entry.target))
     counts = error_counts(entry.fs_type, entry.source)
     first = _first_error(entry.source) if counts and entry.fs_type == "ext4" else ""
-    return FilesystemState(shut_down, bool(options & {"ro", "emergency_ro"}), counts, first)
+    return FilesystemState(shut_down, bool(options & {"ro", _EMERGENCY}), counts, first)
+
+
+def is_emergency_ext4(device: int) -> bool:
+    """Whether the mounted ext4 of this device (st_dev) takes no more writes after an error, though it is mounted `rw`.
+
+    Some microseconds, from memory, however much is mounted. False where it cannot be told.
+    """
+    try:
+        fd = os.open(f"/proc/fs/ext4/{_device_name(device)}/options", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _EMERGENCY.encode() in os.read(fd, _MOST_OPTIONS_BYTES).split(b"\n")
+    except OSError:
+        # Unmounted meanwhile.
+        return False
+    finally:
+        os.close(fd)
+
+
+@functools.lru_cache(maxsize=64)
+def _device_name(device: int) -> str:
+    """As the kernel names the block device, which stays so while something on it is mounted."""
+    return os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
 
 
 def error_counts(fs_type: str, source: str) -> dict[str, int]:

@@ -90,8 +90,12 @@ CODES: Final[dict[type[errors.HostvolError], grpc.StatusCode]] = {
 }
 
 # What the machine lacks for the moment; the same call may succeed soon.
-_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY})
+_PASSING: Final = frozenset(
+    # EROFS passes when an operator mends it: nothing that the caller changes would help.
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EROFS}
+)
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_READ_ONLY_REMEDY: Final = "; look at the kernel's log, check the filesystem and mount it again"
 
 
 def explain(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -118,7 +122,8 @@ def _text_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if isinstance(error.filename, str) else ""
-        return f"the kernel refused: {error.strerror or error}{where}"
+        remedy = _READ_ONLY_REMEDY if error.errno == errno.EROFS else ""
+        return f"the kernel refused: {error.strerror or error}{where}{remedy}"
     return f"unforeseen {type(error).__name__}; the driver's log has the details"
 
 

@@ -234,6 +234,7 @@ def test_every_failure_has_a_code(failure: type[errors.HostvolError]) -> None:
         (errno.EMFILE, Code.UNAVAILABLE),
         (errno.ENOMEM, Code.UNAVAILABLE),
         (errno.EBUSY, Code.UNAVAILABLE),
+        (errno.EROFS, Code.UNAVAILABLE),
         (errno.EIO, Code.INTERNAL),
         (errno.EPERM, Code.INTERNAL),
     ],
@@ -243,6 +244,10 @@ def test_what_the_kernel_refuses_has_a_code_and_says_what_and_where(number: int,
     assert status.code_of(error) is code
     assert os.strerror(number) in status.message_of(error)
     assert "/some/path" in status.message_of(error)
+
+
+def test_what_is_read_only_has_a_remedy() -> None:
+    assert "mount it again" in status.message_of(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
 
 def test_an_unforeseen_failure_shows_its_kind_and_not_its_text() -> None:
