@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,10 @@ def make_pool(tmp_path: Path) -> Iterator[Callable[..., harness.PoolPlace]]:
         places.append(place)
         return place
 
-    yield make
-    for place in places:
-        place.remove()
+    with ExitStack() as stack:
+        yield make
+        for place in reversed(places):
+            stack.callback(place.remove)
 
 
 @pytest.fixture
@@ -91,10 +93,11 @@ def make_driver(tmp_path: Path) -> Iterator[Callable[..., harness.Driver]]:
         driver.start()
         return driver
 
-    yield make
-    for driver in drivers:
-        driver.stop()
-        driver.clean_up()
+    with ExitStack() as stack:
+        yield make
+        for driver in reversed(drivers):
+            stack.callback(driver.clean_up)
+            stack.callback(driver.stop)
     for driver in drivers:
         assert "unforeseen" not in driver.log(), driver.log()
 

@@ -290,6 +290,16 @@ class Driver:
         if wait:
             self.wait_ready()
 
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Driver]:
+        """It serves; afterwards it has ended, nothing of it is mounted, and it met nothing that it did not foresee."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.clean_up)
+            stack.callback(self.stop)
+            self.start()
+            yield self
+        assert "unforeseen" not in self.log(), self.log()
+
     def wait_ready(self, seconds: float = 30.0) -> None:
         """Wait until the driver serves."""
         ends = time.monotonic() + seconds

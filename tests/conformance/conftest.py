@@ -21,11 +21,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     driver = Driver(
         where / "driver", pools, node_id=NODE_ID, names=["default", "second"], arguments=["--log-level=debug"]
     )
-    driver.start()
-    yield driver
-    driver.stop()
-    driver.clean_up()
-    assert "unforeseen" not in driver.log(), driver.log()
+    with driver.serving():
+        yield driver
     assert "Traceback" not in driver.log(), driver.log()
 
 

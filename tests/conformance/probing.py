@@ -141,5 +141,7 @@ def _synthetic(pool_name: str, node_id: str, number: int) -> Volume:
 def created(driver: Driver, request: csi_pb2.CreateVolumeRequest) -> Iterator[csi_pb2.Volume]:
     """The volume, deleted afterwards."""
     volume = driver.call("CreateVolume", request).volume
-    yield volume
-    driver.call("DeleteVolume", volume_id=volume.volume_id)
+    try:
+        yield volume
+    finally:
+        driver.call("DeleteVolume", volume_id=volume.volume_id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ class Scene:
         self.home = home
         environment = {faults.CRASH_AT: f"@{home / 'at'}", faults.CRASH_LOG: str(home / "points")}
         self.driver = Driver(home / "driver", [place], environment=environment)
-        self.driver.start()
 
     def source(self, kind: str, operation: str) -> str:
         volume = Workload(self.driver, f"{kind}-{operation}", **KINDS[kind])
@@ -124,12 +124,12 @@ def digest(place: Path) -> str:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     home = tmp_path_factory.mktemp("exports")
-    place = PoolPlace.make(home / "xfs", "xfs", 1 << 30)
-    made = Scene(home, place)
-    yield made
-    made.driver.stop()
-    made.driver.clean_up()
-    place.remove()
+    with ExitStack() as stack:
+        place = PoolPlace.make(home / "xfs", "xfs", 1 << 30)
+        stack.callback(place.remove)
+        made = Scene(home, place)
+        stack.enter_context(made.driver.serving())
+        yield made
 
 
 @pytest.mark.parametrize(("kind", "operation"), MATRIX)

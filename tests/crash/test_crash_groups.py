@@ -141,6 +141,7 @@ OPERATIONS = {
     "group": Operation(nothing, Scene.cut, cut_again, deleted),
     "delete-group": Operation(Scene.cut, Scene.delete, deleted, cut_again),
 }
+STILL = "snapshot of a mounted volume without shared blocks"
 
 
 def crash_case(operation: Operation, point: str, after: Callable[[Scene], object], lane: Lane) -> None:
@@ -252,5 +253,5 @@ def test_a_copy_of_a_frozen_volume_is_made_or_not(lanes: Lanes, tally: Tally) ->
     lane.driver.call("DeleteSnapshot", snapshot_id=made[0])
     source.down()
     lane.check_baseline()
-    tally.meet("snapshot of a mounted volume without shared blocks", points)
+    tally.meet(STILL, points)
     held(tally, lanes, {f"still {point}": partial(still_case, point) for point in points})

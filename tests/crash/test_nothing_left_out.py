@@ -12,6 +12,7 @@ from tests.crash import (
     test_crash_backing,
     test_crash_ephemeral,
     test_crash_exports,
+    test_crash_groups,
     test_crash_modify,
     test_crash_points,
     test_crash_snapshots,
@@ -37,6 +38,7 @@ def test_no_crash_point_in_the_source_is_left_out(tally: Tally) -> None:
     wanted |= {f"exports {kind} {operation}" for kind, operation in of_exports}
     of_trash = (param.values for param in test_crash_trash.MATRIX)
     wanted |= {f"trash {kind} {operation}" for kind, operation in of_trash}
+    wanted |= {*test_crash_groups.OPERATIONS, test_crash_groups.STILL}
     if not wanted <= tally.operations:
         pytest.skip("only a part of the crash matrix was selected")
     source = Path(csi_driver.__file__).parent

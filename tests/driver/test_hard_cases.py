@@ -200,13 +200,15 @@ def test_looking_at_volumes_never_makes_them_busy(driver: Driver) -> None:
     for looker in lookers:
         looker.start()
     codes: Counter[Code] = Counter()
-    for number in range(60):
-        life = Workload(driver, f"looked-at-{number}", block=True, size_bytes=4 * MIB)
-        life.create()
-        codes.update(code_of(step) for step in (life.stage, life.unstage, life.delete))
-    stop.set()
-    for looker in lookers:
-        looker.join()
+    try:
+        for number in range(60):
+            life = Workload(driver, f"looked-at-{number}", block=True, size_bytes=4 * MIB)
+            life.create()
+            codes.update(code_of(step) for step in (life.stage, life.unstage, life.delete))
+    finally:
+        stop.set()
+        for looker in lookers:
+            looker.join()
     assert codes == {Code.OK: 180}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,11 @@ CUTS = 5
 
 @pytest.fixture
 def round_(tmp_path: Path, memory: Path) -> Iterator[Round]:
-    disk = BackedDisk(memory / "disk")
-    driver = Driver(tmp_path / "driver", [disk.place], init_pools=False)
-    driver.start()
-    yield Round(disk, driver, Book())
-    driver.stop()
-    driver.clean_up()
-    disk.remove()
-    assert "unforeseen" not in driver.log(), driver.log()
+    with ExitStack() as stack:
+        disk = BackedDisk(memory / "disk")
+        stack.callback(disk.remove)
+        driver = Driver(tmp_path / "driver", [disk.place], init_pools=False)
+        yield Round(disk, stack.enter_context(driver.serving()), Book())
 
 
 def test_cuts_below_the_file_lose_nothing_that_was_acknowledged(round_: Round) -> None:

@@ -30,12 +30,8 @@ SOURCES = ("ext4", "block", "directory")
 
 @pytest.fixture
 def driver(tmp_path: Path, disk: Disk) -> Iterator[Driver]:
-    driver = Driver(tmp_path / "driver", [disk.place])
-    driver.start()
-    yield driver
-    driver.stop()
-    driver.clean_up()
-    assert "unforeseen" not in driver.log(), driver.log()
+    with Driver(tmp_path / "driver", [disk.place]).serving() as driver:
+        yield driver
 
 
 def callers_of(driver: Driver, disk: Disk) -> list[Caller]:

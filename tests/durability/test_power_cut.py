@@ -54,10 +54,12 @@ class Round:
         """Work for some time, cut the power, and come back to what is left."""
         load = Load(self.driver, self.book, self.kinds, seed)
         load.start()
-        time.sleep(seconds)  # the moment of the cut is the point, nothing is waited for
-        load.expect_the_cut()
-        self.disk.cut()
-        at_cut = load.stop()
+        try:
+            time.sleep(seconds)  # the moment of the cut is the point, nothing is waited for
+            load.expect_the_cut()
+            self.disk.cut()
+        finally:
+            at_cut = load.stop()
         assert load.complaints == []
         self.book = self.book.without_what_came_after(at_cut)
         self.reboot()
@@ -157,12 +159,8 @@ def check_limit(data: Path, size_bytes: int) -> None:
 
 @pytest.fixture
 def round_(tmp_path: Path, disk: Disk) -> Iterator[Round]:
-    driver = Driver(tmp_path / "driver", [disk.place])
-    driver.start()
-    yield Round(disk, driver, Book())
-    driver.stop()
-    driver.clean_up()
-    assert "unforeseen" not in driver.log(), driver.log()
+    with Driver(tmp_path / "driver", [disk.place]).serving() as driver:
+        yield Round(disk, driver, Book())
 
 
 def publish_diaries(round_: Round, diaries: list[Kept]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -34,7 +35,9 @@ from tests.kubernetes.test_snapshots import run, snapshot, status
 RETAINED, SHARING = "test-retained", "test-sharing"
 MIB = 1 << 20
 
-# Through the socket that the sidecars use: all changed blocks of TARGET since BASE.
+# That the sidecars use.
+SOCKET = "unix:///csi/csi.sock"
+# All changed blocks of TARGET since BASE.
 _CHANGED = """
 import grpc, json, sys
 from csi_driver.pb import csi_pb2
@@ -47,6 +50,19 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
     request = csi_pb2.GetMetadataDeltaRequest(base_snapshot_id=sys.argv[2], target_snapshot_id=sys.argv[3])
     answers = changed(request, timeout=60)
     print(json.dumps([[one.byte_offset, one.size_bytes] for answer in answers for one in answer.block_metadata]))
+"""
+# The reasons why volumes are ill, by the volumes' ids.
+_ILL = """
+import grpc, json, sys
+from csi_driver.pb import csi_pb2
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    listed = channel.unary_unary(
+        "/csi.v1.Controller/ControllerListVolumeHealth",
+        csi_pb2.ControllerListVolumeHealthRequest.SerializeToString,
+        csi_pb2.ControllerListVolumeHealthResponse.FromString,
+    )
+    entries = listed(csi_pb2.ControllerListVolumeHealthRequest(), timeout=60).entries
+    print(json.dumps({one.volume_id: [status.reason for status in one.health_statuses] for one in entries}))
 """
 
 
@@ -155,7 +171,7 @@ def test_changed_blocks_increments_and_a_rollback(
     monday = cut(kubernetes, namespace, "monday")
     write(kubernetes, namespace, "tuesday")
     tuesday = cut(kubernetes, namespace, "tuesday")
-    changed = ("python3", "-c", _CHANGED, "unix:///csi/csi.sock", monday, tuesday)
+    changed = ("python3", "-c", _CHANGED, SOCKET, monday, tuesday)
     blocks = json.loads(kubernetes.execute("hostvol-controller-0", *changed, namespace=NAMESPACE, container="hostvol"))
     assert MIB <= sum(size for _, size in blocks) <= 8 * MIB
     check_increment(kubernetes, node, monday, tuesday, name=namespace)
@@ -184,6 +200,24 @@ def check_increment(kubernetes: Kubernetes, node: str, base: str, target: str, n
     assert kubernetes.on_node(node, "bash", "-c", program).strip() == "tuesday"
 
 
+@contextmanager
+def away(kubernetes: Kubernetes, node: str, path: str) -> Iterator[None]:
+    """The file of the node has another name meanwhile."""
+    kubernetes.on_node(node, "mv", path, f"{path}.away")
+    try:
+        yield
+    finally:
+        kubernetes.on_node(node, "mv", f"{path}.away", path)
+
+
+def ill(kubernetes: Kubernetes) -> dict[str, list[str]]:
+    """What is wrong now, by volume."""
+    listed = ("python3", "-c", _ILL, SOCKET)
+    told = kubernetes.execute("hostvol-controller-0", *listed, namespace=NAMESPACE, container="hostvol")
+    found: dict[str, list[str]] = json.loads(told)
+    return found
+
+
 def test_a_lost_image_is_told_until_it_is_there_again(
     kubernetes: Kubernetes, namespace: str, pod: PodMaker, node: str
 ) -> None:
@@ -192,13 +226,14 @@ def test_a_lost_image_is_told_until_it_is_there_again(
     until(lambda: unstaged(kubernetes, node), 60, "it is unstaged")
     handle = kubernetes.get("pv", bound(kubernetes, namespace, "data"))["spec"]["csi"]["volumeHandle"]
     image = f"{POOL}/volumes/{handle}/disk.img"
-    kubernetes.on_node(node, "mv", image, f"{image}.away")
 
     def told(kind: str, name: str, where: str) -> bool:
         events = kubernetes.events(kind, name, where)
         return any(one["reason"] == "ContentMissing" and handle in str(one["message"]) for one in events)
 
-    until(lambda: told("PersistentVolumeClaim", "data", namespace), 90, "the claim tells it")
-    until(lambda: told("Node", node, "default"), 30, "the node tells it")
-    kubernetes.on_node(node, "mv", f"{image}.away", image)
+    with away(kubernetes, node, image):
+        until(lambda: told("PersistentVolumeClaim", "data", namespace), 90, "the claim tells it")
+        until(lambda: told("Node", node, "default"), 30, "the node tells it")
+        until(lambda: ill(kubernetes).get(handle) == ["ContentMissing"], 30, "the controller lists it")
+    until(lambda: handle not in ill(kubernetes), 60, "it is well again")
     run(kubernetes, namespace, pod("main", namespace, ["data"], node=node))

@@ -80,10 +80,12 @@ def test_whoever_opens_the_file_meanwhile_is_served(tmp_path: Path, image: int) 
     thread.start()
     deadline = time.monotonic() + 60
     asked = 0
-    # The two take turns as the scheduler likes: so many of both, not so much time.
-    while (asked < 2000 or opens <= 10) and time.monotonic() < deadline:
-        lease.is_open_elsewhere(image)
-        asked += 1
-    stop.set()
-    thread.join()
+    try:
+        # The two take turns as the scheduler likes: so many of both, not so much time.
+        while (asked < 2000 or opens <= 10) and time.monotonic() < deadline:
+            lease.is_open_elsewhere(image)
+            asked += 1
+    finally:
+        stop.set()
+        thread.join()
     assert opens > 10

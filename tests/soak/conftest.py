@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ def plain(memory: Path) -> Iterator[PoolPlace]:
 @pytest.fixture
 def backed(memory: Path) -> Iterator[Backed]:
     """A pool of 1 GiB in a file on another ext4; whole and alone in its directory afterwards."""
-    below = PoolPlace.make(memory / "below", "ext4", 8 * GIB)
-    made = Backed(below)
-    made.made()
-    yield made
-    made.unmount()
-    made.check()
-    assert made.names() == {"hostvol-backing.img", "hostvol-backing.json", "pool"}
-    below.remove()
+    with ExitStack() as stack:
+        below = PoolPlace.make(memory / "below", "ext4", 8 * GIB)
+        stack.callback(below.remove)
+        made = Backed(below)
+        stack.callback(made.unmount)
+        made.made()
+        yield made
+        made.unmount()
+        made.check()
+        assert made.names() == {"hostvol-backing.img", "hostvol-backing.json", "pool"}

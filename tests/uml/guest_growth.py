@@ -27,13 +27,11 @@ GROUP = 128 * MIB
 @pytest.fixture(scope="module", params=DISKS)
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     kind: str = request.param
-    with mounted(tmp_path_factory.mktemp(kind), kind, "defaults", disk=DISKS[kind]) as mount_point:
-        driver = Driver(tmp_path_factory.mktemp("driver"), [PoolPlace(mount_point / "pool")])
-        driver.start()
+    with (
+        mounted(tmp_path_factory.mktemp(kind), kind, "defaults", disk=DISKS[kind]) as mount_point,
+        Driver(tmp_path_factory.mktemp("driver"), [PoolPlace(mount_point / "pool")]).serving() as driver,
+    ):
         yield driver
-        driver.stop()
-        driver.clean_up()
-        assert "unforeseen" not in driver.log(), driver.log()
 
 
 def blocks_of(workload: Workload) -> int:
