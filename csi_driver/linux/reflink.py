@@ -94,21 +94,24 @@ def clone_beginning(source_fd: int, target_fd: int, length: int) -> None:
     fcntl.ioctl(target_fd, FICLONERANGE, FILE_CLONE_RANGE.pack(source_fd, 0, count, 0))
 
 
-def copy_beginning(source_fd: int, target_fd: int, length: int) -> None:
+def copy_beginning(source_fd: int, target_fd: int, length: int, *, progress: Callable[[int], None]) -> None:
     """Copy the first `length` bytes of the source, or all there are, into an empty file; holes stay holes.
 
-    The target ends where the copy does. Moves the file offset of the source. Nothing is synced.
+    The target ends where the copy does. Moves the file offset of the source. Nothing is synced. `progress` is called as
+    by `copy_sparse`.
 
     Raises:
         OSError: as copy_sparse.
     """
     length = min(length, os.fstat(source_fd).st_size)
     os.ftruncate(target_fd, length)
-    end = 0
+    copied, end = 0, 0
     while (start := _next_data(source_fd, end, length)) < length:
         end = min(os.lseek(source_fd, start, os.SEEK_HOLE), length)
         while start < end:
-            start += _copy_step(source_fd, target_fd, start, min(end - start, _STEP_BYTES))
+            step = _copy_step(source_fd, target_fd, start, min(end - start, _STEP_BYTES))
+            start, copied = start + step, copied + step
+            progress(copied)
 
 
 def probe(dir_fd: int, other_fd: int | None = None) -> bool:

@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from csi_driver.errors import StreamDamaged
@@ -102,10 +103,11 @@ class Taken(Protocol):
 
     def leave(self) -> None: ...
 
-    def take(self, name: str, dir_fd: int, size: int) -> int:
+    def take(self, name: str, dir_fd: int, size: int, progress: Callable[[int], None]) -> int:
         """A descriptor, the caller's, of a file of that name in `dir_fd`, which begins with what the base's holds.
 
-        As much of it as `size` bytes need. It bears no attributes.
+        As much of it as `size` bytes need. It bears no attributes. `progress` is told the bytes of it that were copied
+        so far, if any are.
 
         Raises: StreamDamaged where the base has no such file; OSError.
         """
@@ -119,7 +121,7 @@ class Kept(Place):
         super().__init__(top_fd)
         self._share = share
 
-    def take(self, name: str, dir_fd: int, size: int) -> int:
+    def take(self, name: str, dir_fd: int, size: int, progress: Callable[[int], None]) -> int:
         source = self.file(name)
         if source < 0:
             raise _not_there(name)
@@ -129,7 +131,7 @@ class Kept(Place):
                 if self._share:
                     _shared(source, target, size)
                 else:
-                    reflink.copy_beginning(source, target, size)
+                    reflink.copy_beginning(source, target, size, progress=progress)
             except BaseException:
                 os.close(target)
                 raise
@@ -175,7 +177,7 @@ class Consumed(Place):
         else:
             os.rmdir(self._name, dir_fd=self._top)
 
-    def take(self, name: str, dir_fd: int, size: int) -> int:
+    def take(self, name: str, dir_fd: int, size: int, progress: Callable[[int], None]) -> int:
         source = self.file(name)
         if source < 0:
             raise _not_there(name)

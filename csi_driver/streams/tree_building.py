@@ -41,8 +41,9 @@ def receive(
 ) -> None:
     """Make everything that a directory's records say in the empty directory `target_fd`, which gets the attributes too.
 
-    `base`: what a relative stream refers to, which the caller closes. `progress` is told the bytes of data so far; what
-    it raises ends it. Nothing is synced. `journal`: of what it gives back, and of what follows, a part was made before.
+    `base`: what a relative stream refers to, which the caller closes. `progress` is told the bytes of data so far,
+    those copied from the base too; what it raises ends it. Nothing is synced. `journal`: of what it gives back, and of
+    what follows, a part was made before.
 
     Raises: StreamDamaged; OSError: ENOSPC, EDQUOT, EIO; whatever `records` raises.
     """
@@ -186,9 +187,18 @@ class _Building:
         elif self._base is None:
             raise StreamDamaged("a whole stream has a file that an incremental one's has")
         else:
-            opened.content_fd = self._base.take(opened.name, self._here, size)
+            opened.content_fd = self._taken(self._base, opened.name, size)
         os.ftruncate(opened.content_fd, size)
         opened.applied = images.Applied(opened.content_fd, size, is_incremental=is_from_base)
+
+    def _taken(self, base: bases.Taken, name: str, size: int) -> int:
+        before = self._done_bytes
+
+        def copied(count: int) -> None:
+            self._done_bytes = before + count
+            self._progress(self._done_bytes)
+
+        return base.take(name, self._here, size, copied)
 
     def _make_directory(self, name: str, dir_fd: int) -> None:
         if self._is_resumed:

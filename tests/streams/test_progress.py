@@ -1,6 +1,7 @@
 """How far an import is, with a base that is copied and increments behind: it goes on, and never begins again.
 
-- Of an image, copied or not, and of a directory: no step backwards, and the end is the sum of all that was copied.
+- Of an image and of a directory, on a base that is copied, shared or none: no step backwards, and the end is the sum of
+  all that was copied.
 - A total that increments exceed is no total any more.
 """
 
@@ -74,6 +75,28 @@ def test_a_directory_goes_on(object_fd: int) -> None:
     told: list[int] = []
     directory_contents._received(VOLUME, reader_of(*map(_tree, range(3))), object_fd, Onward(told.append), None)
     assert told == [4, 8, 12, 16, 20, 24]
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_directory_whose_base_is_copied_goes_on(share: bool, make_pool: Any) -> None:
+    top = make_pool("xfs").mount_point
+    for name in ("base", "to"):
+        (top / name).mkdir()
+    (top / "base" / "a").write_bytes(os.urandom(20 * MIB))
+    writer = Writer()
+    begun = writer.begin(dataclasses.replace(header("directory"), content_id="1", base_id="0"))
+    file = {"name": "a", "kind": "file", **NUMBERS, "size": 20 * MIB, "from_base": True}
+    parts = [begun, writer.entry(TOP), writer.entry(file), writer.data(MIB, b"four"), writer.leave(), writer.leave()]
+    told: list[int] = []
+    with ExitStack() as opened:
+        base_fd, to_fd = (os.open(top / name, os.O_RDONLY) for name in ("base", "to"))
+        for fd in (base_fd, to_fd):
+            opened.callback(os.close, fd)
+        base = Base(base_fd, 0, share)
+        stream = reader_of(*parts, writer.end())
+        directory_contents._received(VOLUME, stream, to_fd, Onward(told.append), base)
+    assert told == ([4] if share else [16 * MIB, 20 * MIB, 20 * MIB + 4])
+    assert (top / "to" / "a").stat().st_size == 20 * MIB
 
 
 def _tree(number: int) -> bytes:
