@@ -184,7 +184,7 @@ class FilesystemImageBackend:
         if volume.fs_type != "ext4":
             return
         with self._attachments.unattached(volume) as image_fd:
-            self._unmounted.settle(volume, image_fd)
+            self._unmounted.settle(volume.volume_id, image_fd)
             try:
                 self._unmounted.ensure_grown(volume, image_fd)
             except GrowthRefused as refused:

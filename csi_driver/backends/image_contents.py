@@ -11,6 +11,7 @@ from csi_driver.backends import increments
 from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.backends.image import ImageFiles
 from csi_driver.backends.increments import Base, Onward
+from csi_driver.backends.unmounted_growth import UnmountedGrowth
 from csi_driver.errors import VolumeDamaged
 from csi_driver.faults import crash_point
 from csi_driver.linux import btrfs, btrfs_superblock, ext4_superblock, extents, lease, loop, reflink
@@ -29,10 +30,13 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 class ImageContents:
     """The images of one pool as sources and targets of copies."""
 
-    def __init__(self, pool: PoolDirectory, files: ImageFiles, attachments: Attachments) -> None:
+    def __init__(
+        self, pool: PoolDirectory, files: ImageFiles, attachments: Attachments, unmounted: UnmountedGrowth
+    ) -> None:
         self._pool = pool
         self._files = files
         self._attachments = attachments
+        self._unmounted = unmounted
 
     @property
     def entry(self) -> str:
@@ -44,11 +48,13 @@ class ImageContents:
         return self._files.can_reflink
 
     def open(self, room_fd: int, object_id: str) -> int:
-        """A read-only descriptor, the caller's, of an object's image.
+        """A read-only descriptor, the caller's, of an object's image; that of a live volume is whole then.
 
-        Raises: VolumeDamaged when it is missing.
+        Raises: VolumeDamaged when it is missing; RecordDamaged, OSError: what was to be written into it cannot be.
         """
         try:
+            if room_fd == self._pool.volumes_fd:
+                self._unmounted.settle_left(object_id)
             return os.open(f"{object_id}/{IMAGE}", _READ, dir_fd=room_fd)
         except FileNotFoundError as cause:
             raise VolumeDamaged(object_id, "its image is missing") from cause

@@ -4,6 +4,8 @@ resize2fs works in place, and one that is killed leaves an image that e2fsck rep
 all (103 of 106 that were killed at one of their writes). So it works on a copy of the metadata (e2image: a sparse file
 without any file's data), which is checked afterwards; the blocks that differ go into a redo log, and from there into
 the image. As long as the group descriptors find room where mke2fs reserved it, no data is moved, which the copy lacks.
+The log lies beside the image that it belongs to, and goes wherever that goes: to the trash and back, or out of the way
+of a rollback. Whoever opens the image of a live volume carries out what he finds there.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -21,12 +24,15 @@ from csi_driver.linux import ext4_superblock, filesystem, growth
 from csi_driver.linux.process import ToolError, ToolTimeout
 from csi_driver.model import MIB, Volume
 from csi_driver.store import durable, redo
-from csi_driver.store.pool import REDO_SUFFIX, TMP, PoolDirectory
+from csi_driver.store.pool import TMP, PoolDirectory
 
 _log = logging.getLogger("hostvol.growth")
 _SECONDS: Final = 900.0
 _STRIDE: Final = MIB
 _BLOCK: Final = 4096
+# Beside the image: what is to be written into it.
+REDO: Final = "growth.redo"
+_WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UnmountedGrowth:
@@ -34,40 +40,40 @@ class UnmountedGrowth:
 
     def __init__(self, pool: PoolDirectory) -> None:
         self._pool = pool
+        # Carried out while another caller finds no log any more and uses the image, it would destroy what he wrote.
+        self._settling = threading.Lock()
 
     def settle_all(self) -> None:
         """Finish what an earlier process was about to write into images; for the start, before anybody uses one."""
-        for name in os.listdir(self._pool.tmp_fd):
-            if name.endswith(REDO_SUFFIX):
-                try:
-                    self._settle_left(name)
-                except (OSError, RecordDamaged) as cause:
-                    # The next stage tries again, and fails loudly.
-                    _log.error("%s in %s cannot be carried out: %s", name, self._pool.directory, cause)
+        for volume_id in self._pool.volume_names():
+            try:
+                self.settle_left(volume_id)
+            except (OSError, RecordDamaged) as cause:
+                # Whoever opens it next tries again, and fails loudly.
+                _log.error("the growth of %s cannot be carried out: %s", self._pool.path_of(volume_id), cause)
 
-    def settle(self, volume: Volume, image_fd: int) -> None:
+    def settle_left(self, volume_id: str) -> None:
         """The same for one volume. Idempotent.
 
         Raises: RecordDamaged; OSError.
         """
-        redo.carry_out(self._pool.tmp_fd, _redo_name(volume), image_fd)
-
-    def _settle_left(self, name: str) -> None:
-        path = f"{name.removesuffix(REDO_SUFFIX)}/{IMAGE}"
         try:
-            image_fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._pool.volumes_fd)
-        except FileNotFoundError:
-            if not self._is_in_trash(name.removesuffix(REDO_SUFFIX)):
-                durable.unlink_if_there(self._pool.tmp_fd, name)
+            os.stat(f"{volume_id}/{REDO}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
             return
+        image_fd = os.open(f"{volume_id}/{IMAGE}", _WRITE, dir_fd=self._pool.volumes_fd)
         try:
-            redo.carry_out(self._pool.tmp_fd, name, image_fd)
+            self.settle(volume_id, image_fd)
         finally:
             os.close(image_fd)
 
-    def _is_in_trash(self, volume_id: str) -> bool:
-        """Whether the volume may come back, and want what its log says."""
-        return any(name.startswith(f"{volume_id}@") for name in self._pool.trash_names())
+    def settle(self, volume_id: str, image_fd: int) -> None:
+        """The same with its image, open for writing. Idempotent.
+
+        Raises: RecordDamaged; OSError.
+        """
+        with self._settling, self._object(volume_id) as object_fd:
+            redo.carry_out(object_fd, REDO, image_fd)
 
     def ensure_grown(self, volume: Volume, image_fd: int) -> None:
         """The ext4 takes its whole image, unless the kernel can do that better once it is mounted. Idempotent.
@@ -94,23 +100,27 @@ class UnmountedGrowth:
         try:
             growth.copy_grown_ext4(self._image_path(volume), copy_path, blocks, _SECONDS)
             crash_point("growth.copied")
-            with open(copy_path, "rb", buffering=0) as copy:
-                redo.write(self._pool.tmp_fd, _redo_name(volume), _differences(copy.fileno(), image_fd))
+            with open(copy_path, "rb", buffering=0) as copy, self._object(volume.volume_id) as object_fd:
+                redo.write(object_fd, REDO, _differences(copy.fileno(), image_fd))
         except ToolTimeout:
             raise
         except OSError as cause:
             raise GrowthRefused(volume.volume_id, f"a grown copy of its metadata cannot be made: {cause}") from cause
-        self.settle(volume, image_fd)
+        self.settle(volume.volume_id, image_fd)
+
+    @contextlib.contextmanager
+    def _object(self, volume_id: str) -> Iterator[int]:
+        object_fd = durable.open_directory(volume_id, dir_fd=self._pool.volumes_fd)
+        try:
+            yield object_fd
+        finally:
+            os.close(object_fd)
 
     def _image_path(self, volume: Volume) -> str:
         return f"{self._pool.path_of(volume.volume_id)}/{IMAGE}"
 
     def _copy_path(self, volume: Volume) -> str:
         return f"{self._pool.directory}/{TMP}/{volume.volume_id}.metadata"
-
-
-def _redo_name(volume: Volume) -> str:
-    return f"{volume.volume_id}{REDO_SUFFIX}"
 
 
 def _check(volume: Volume, image_path: str) -> None:

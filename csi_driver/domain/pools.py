@@ -184,7 +184,7 @@ class Pool:
         self.unmounted_growth = UnmountedGrowth(self.store)
         self._filesystem_image = FilesystemImageBackend(self.images, self.attachments, self.unmounted_growth)
         self._block_image = BlockImageBackend(self.images, self.attachments)
-        self._image_contents = ImageContents(self.store, self.images, self.attachments)
+        self._image_contents = ImageContents(self.store, self.images, self.attachments, self.unmounted_growth)
         self._directory_contents = DirectoryContents(self.store, self._directory, lambda: self.images.can_reflink)
         self.last_cut = LastCut()
         # What a copy of an image is expected to achieve, in bytes; learnt from the latest.

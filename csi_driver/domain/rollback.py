@@ -23,7 +23,7 @@ from csi_driver.domain.origins import Origin
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.sources import Sources
 from csi_driver.domain.trash import Trash
-from csi_driver.domain.undelete import Settle, require_unused, settle_redo
+from csi_driver.domain.undelete import Settle, require_unused
 from csi_driver.errors import CapacityOutOfRange, InsufficientCapacity, RollbackRefused
 from csi_driver.faults import crash_point
 from csi_driver.model import ContentSource, SourceKind, Volume, VolumeId
@@ -82,7 +82,6 @@ class Rollback:
             raise RollbackRefused(volume_id, f"{snapshot_id} is a snapshot of {of_volume}")
         require_unused(self._mounts, volume)
         volume = self._settle(volume)
-        settle_redo(pool, volume)
         with self._sources.held(ContentSource(SourceKind.SNAPSHOT, snapshot_id), deadline) as origin:
             planned = _planned(pool, volume, origin)
             return planned, self._replaced(pool, volume, planned, origin)

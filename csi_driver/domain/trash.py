@@ -22,8 +22,8 @@ from csi_driver.domain.pools import Pool
 from csi_driver.errors import NotInTrash, OperationPending, RecordDamaged, RemainsHeld
 from csi_driver.faults import crash_point
 from csi_driver.model import RetentionPolicy, Snapshot, Volume
-from csi_driver.store import durable, records
-from csi_driver.store.pool import KEPT, REDO_SUFFIX, REPLACED, ROLLBACK, TRASH
+from csi_driver.store import records
+from csi_driver.store.pool import KEPT, REPLACED, ROLLBACK, TRASH
 
 _log = logging.getLogger("hostvol.trash")
 # How far clocks may differ before one was set.
@@ -294,8 +294,6 @@ class Trash:
         except OSError as cause:
             entry.pool.clear_later(store.trash_fd, out)
             raise RemainsHeld(entry.object_id, cause) from cause
-        if not entry.is_replaced:
-            durable.unlink_if_there(store.tmp_fd, f"{entry.object_id}{REDO_SUFFIX}")
         crash_point("purge.cleared")
 
     # clocks

@@ -16,11 +16,10 @@ from csi_driver.backends import remains
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.mounts import VolumeMounts
-from csi_driver.domain.pools import Pool
 from csi_driver.domain.trash import Entry, Trash
 from csi_driver.errors import RecordDamaged, StillLive, UndoFailed, VolumeInUse
 from csi_driver.faults import crash_point
-from csi_driver.model import Snapshot, Volume, VolumeType
+from csi_driver.model import Snapshot, Volume
 from csi_driver.store import durable, records
 
 # What an earlier operation intended with a volume is finished or taken back. Raises: UndoFailed.
@@ -108,7 +107,6 @@ class Undelete:
         pool = entry.pool
         require_unused(self._mounts, live)
         live = self._settle(live)
-        settle_redo(pool, live)
         if live.capacity_bytes > before.capacity_bytes:
             # A volume never becomes smaller: the intent is carried out once it is in its place, or by the next start.
             before = dataclasses.replace(before, growing_to_bytes=live.capacity_bytes)
@@ -153,14 +151,6 @@ def require_unused(mounts: VolumeMounts, volume: Volume) -> None:
     if places or backend.is_attached(volume) or backend.is_held(volume):
         where = ", ".join(places) or "its image is attached or open"
         raise VolumeInUse(volume.volume_id, f"{where}; end what uses it, and let it be unstaged")
-
-
-def settle_redo(pool: Pool, volume: Volume) -> None:
-    """What was about to be written into the volume's image is: the log must not meet another content."""
-    if volume.volume_type is VolumeType.DIRECTORY or volume.fs_type != "ext4":
-        return
-    with pool.attachments.unattached(volume) as image_fd:
-        pool.unmounted_growth.settle(volume, image_fd)
 
 
 def _require_free(entry: Entry, index: Catalogue | SnapshotCatalogue, held: Volume | Snapshot) -> None:

@@ -1,15 +1,16 @@
 """The directory of a pool: its identity, its rooms, and the moves between them; knows no kernel beyond files.
 
 <pool>/hostvol-pool.json   identity; without it the directory is refused, so an unmounted disk is never written to
-       volumes/<id>/       live volumes: record.json beside disk.img or data/
+       volumes/<id>/       live volumes: record.json beside disk.img or data/, and growth.redo while an ext4 that
+                           nobody has mounted is made larger
        snapshots/<id>/     snapshots, alike; without content while that is still being copied
        groups/<id>.json    records of group snapshots, whose members are snapshots
        trash/<id>@<time>/  deleted objects during their retention; the end of a name says what else they are:
                            .kept a retired duplicate, .replaced content that a rollback replaced (an operator decides),
                            .out on its way out, .rollback-<token> about to take the place of a volume's content
        templates/          formatted images that new ones are cloned from; can be rebuilt at any time
-       tmp/                objects being built; emptied at start, but for redo logs, which are carried out, and for
-                           what is on its way between nodes: .sent what is held to be sent, and volumes in part arrived
+       tmp/                objects being built; emptied at start, but for what is on its way between nodes: .sent what
+                           is held to be sent, and volumes in part arrived
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ GROUPS = "groups"
 # The ends of names in the trash. Only what is on its way out is cleared whatever it holds.
 KEPT, REPLACED, OUT, ROLLBACK = ".kept", ".replaced", ".out", ".rollback-"
 _ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP, GROUPS)
-# What is to be written into the image of the volume whose id stands before it.
-REDO_SUFFIX = ".redo"
 # A snapshot whose group decides, at a start, whether it was made.
 MEMBER_SUFFIX = ".member"
 # A content that is held to be sent to another node.
@@ -296,7 +295,7 @@ class PoolDirectory:
         building = [
             (self.tmp_fd, name)
             for name in os.listdir(self.tmp_fd)
-            if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX, SENT_SUFFIX)) and not self._is_arriving(name)
+            if not name.endswith((MEMBER_SUFFIX, SENT_SUFFIX)) and not self._is_arriving(name)
         ]
         return building + [(self.trash_fd, name) for name in os.listdir(self.trash_fd) if name.endswith(OUT)]
 

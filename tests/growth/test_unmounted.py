@@ -4,6 +4,7 @@
 - A log that is damaged is refused, and nothing is written.
 - resize2fs killed at any of its writes leaves the image as it was; the next stage grows it.
 - Whatever fails on the way, the volume is served at its old size with all that is in it.
+- A log that could not be carried out stays with its image: nothing else is ever written to, and no copy is torn.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from csi_driver.errors import RecordDamaged
 from csi_driver.store import redo
-from tests.harness import MIB, Driver, Workload, only_by_resize2fs, run
+from tests.harness import MIB, Code, Driver, PoolPlace, Workload, only_by_resize2fs, run
 
 BLOCKS = [(0, b"first" * 100), (8192, b"\0" * 4096), (1 << 20, b"z" * 4096)]
 
@@ -115,6 +117,10 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def logs(driver: Driver) -> list[str]:
+    return [path for path in driver.files() if path.endswith("/growth.redo")]
+
+
 def check_served(workload: Workload, least_bytes: int, most_bytes: int) -> None:
     """Staged and published with its content, at a size between the two; sound afterwards."""
     workload.stage()
@@ -137,7 +143,7 @@ def test_a_resize2fs_that_is_killed_at_a_write_harms_nothing(
     kill = f"strace -f -qq -o /dev/null -e inject=pwrite64,write:signal=KILL:when={writes}"
     tools("resize2fs", f'exec {kill} "$real" "$@"')
     check_served(grown, 32 * MIB, 64 * MIB)
-    assert grown.driver.files().count(f"tmp/{grown.volume_id}.redo") == 0
+    assert logs(grown.driver) == []
     grown.delete()
 
 
@@ -155,3 +161,106 @@ def test_it_grows_when_the_tools_work_again(grown: Workload, tmp_path: Path) -> 
     check_served(grown, 900 * MIB, 1024 * MIB)
     assert [path for path in grown.driver.files() if path.startswith("tmp/")] == []
     grown.delete()
+
+
+@dataclass
+class Interrupted:
+    """A volume that was rolled back and expanded, whose growth is written down and cannot be carried out."""
+
+    workload: Workload
+    snapshot_id: str
+    replaced: str
+    inode: int
+    is_locked: bool = False
+
+    def lock(self) -> None:
+        """Nobody can write to the image, wherever it lies."""
+        run("chattr", "+i", str(self._image()))
+        self.is_locked = True
+
+    def unlock(self) -> None:
+        if self.is_locked:
+            run("chattr", "-i", str(self._image()))
+            self.is_locked = False
+
+    def _image(self) -> Path:
+        images = self.workload.driver.pool.glob("*/*/disk.img")
+        return next(image for image in images if image.stat().st_ino == self.inode)
+
+
+@pytest.fixture
+def interrupted(make_pool: Callable[..., PoolPlace], make_driver: Callable[..., Driver]) -> Iterator[Interrupted]:
+    driver = make_driver(make_pool("xfs", size_bytes=8 << 30))
+    workload = Workload(driver, "grown", size_bytes=64 * MIB, parameters={"retention": "1d"})
+    workload.create()
+    write(workload, "first")
+    volume_id = workload.volume_id
+    snapshot_id = driver.call("CreateSnapshot", name="cut", source_volume_id=volume_id).snapshot.snapshot_id
+    write(workload, "second")
+    replaced = driver.call("RollbackVolume", volume_id=volume_id, snapshot_id=snapshot_id).entry
+    workload.expand(1024 * MIB)
+    only_by_resize2fs(driver)
+    driver.restart(HOSTVOL_CRASH_AT="redo.written")
+    assert driver.code("NodeStageVolume", workload.stage_request()) is Code.UNAVAILABLE
+    image = driver.pool / "volumes" / volume_id / "disk.img"
+    made = Interrupted(workload, snapshot_id, replaced, image.stat().st_ino)
+    made.lock()
+    try:
+        driver.restart()
+        yield made
+    finally:
+        made.unlock()
+
+
+def write(workload: Workload, content: str) -> None:
+    workload.stage()
+    Path(workload.publish(), "content").write_text(content)
+    workload.unpublish()
+    workload.unstage()
+
+
+def check_holds(workload: Workload, content: str, size_bytes: int) -> None:
+    workload.stage()
+    place = workload.publish()
+    assert Path(place, "content").read_text() == content
+    assert 0.8 * size_bytes < shutil.disk_usage(place).total <= size_bytes
+    workload.unpublish()
+    workload.unstage()
+    run("e2fsck", "-fn", f"{workload.driver.pool}/volumes/{workload.volume_id}/disk.img")
+
+
+def test_a_log_goes_to_the_trash_with_its_image_and_comes_back(interrupted: Interrupted) -> None:
+    workload, driver = interrupted.workload, interrupted.workload.driver
+    assert driver.code("NodeStageVolume", workload.stage_request()) is not Code.OK
+    interrupted.unlock()
+    workload.delete()
+    driver.call("RestoreTrash", entry=interrupted.replaced)
+    check_holds(workload, "second", 64 * MIB)
+    workload.delete()
+    [grown] = [entry for entry in driver.call("ListTrash").entries if entry.size_bytes == 1024 * MIB]
+    driver.call("RestoreTrash", entry=grown.entry)
+    check_holds(workload, "first", 1024 * MIB)
+    assert logs(driver) == []
+
+
+def test_a_log_stays_with_what_a_rollback_replaces(interrupted: Interrupted) -> None:
+    workload, driver = interrupted.workload, interrupted.workload.driver
+    interrupted.unlock()
+    entry = driver.call("RollbackVolume", volume_id=workload.volume_id, snapshot_id=interrupted.snapshot_id).entry
+    check_holds(workload, "first", 1024 * MIB)
+    write(workload, "third")
+    driver.call("RestoreTrash", entry=entry)
+    check_holds(workload, "first", 1024 * MIB)
+    driver.call("RestoreTrash", entry=entry)
+    check_holds(workload, "third", 1024 * MIB)
+    assert logs(driver) == []
+
+
+def test_a_log_is_carried_out_before_its_image_is_copied(interrupted: Interrupted) -> None:
+    workload, driver = interrupted.workload, interrupted.workload.driver
+    asked = {"name": "grown", "source_volume_id": workload.volume_id}
+    assert driver.code("CreateSnapshot", **asked) is not Code.OK
+    interrupted.unlock()
+    snapshot = driver.call("CreateSnapshot", **asked).snapshot
+    assert logs(driver) == []
+    run("e2fsck", "-fn", f"{driver.pool}/snapshots/{snapshot.snapshot_id}/disk.img")

@@ -56,7 +56,7 @@ def object_fd(tmp_path: Path) -> Iterator[int]:
 @pytest.mark.parametrize("is_based", [False, True])
 def test_an_image_goes_on(is_based: bool, object_fd: int, tmp_path: Path) -> None:
     told: list[int] = []
-    contents = ImageContents(cast(Any, None), cast(Any, None), cast(Any, None))
+    contents = ImageContents(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, None))
     streams = [image_stream(number, is_whole=not number and not is_based) for number in range(3)]
     base = None
     expected = [number * 65536 for number in range(1, 7)]
