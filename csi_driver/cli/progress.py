@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -25,8 +25,9 @@ _LINE_SECONDS = 5.0
 
 
 def watched(label: str, work: Callable[[], Result], done: Callable[[], Amount | None], *, goes_on: str = "") -> Result:
-    """Do `work`, and tell how much of it is `done` (None: there is nothing to tell yet) when it takes long.
+    """Do `work`, and tell how much of it is `done` (None or nothing of nothing: it copies no bytes) when it takes long.
 
+    What never has anything to tell shows nothing: not everything that takes long is a copy.
     What `done` raises only ends the telling: the work is what counts. Whoever interrupts it is told what `goes_on`.
 
     Raises: what `work` raises; click.Abort.
@@ -64,7 +65,7 @@ def _tell(label: str, future: Future[Any], done: Callable[[], Amount | None]) ->
                 amount = done()
             except Exception:
                 return
-            if amount is not None:
+            if amount is not None and any(amount):
                 show(amount)
             _ends_within(future, _PAUSE_SECONDS)
 
@@ -72,9 +73,15 @@ def _tell(label: str, future: Future[Any], done: Callable[[], Amount | None]) ->
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[Amount], None]]:
     bar: Any = click.progressbar(length=100, label=label, file=sys.stderr, item_show_func=_words)
-    with bar:
+    is_shown = False
+    with ExitStack() as shown:
 
         def show(amount: Amount) -> None:
+            nonlocal is_shown
+            if not is_shown:
+                # Only now: it draws itself at once, at 0%.
+                shown.enter_context(bar)
+                is_shown = True
             bar.current_item = amount
             bar.make_step(_percent(amount) - bar.pos)
             bar.render_progress()

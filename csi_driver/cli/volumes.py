@@ -12,7 +12,7 @@ import click
 from csi_driver.cli import options
 from csi_driver.cli.client import GOES_ON, Connect, DriverClient, done_of, find_snapshot, find_volume
 from csi_driver.cli.output import Size, human_bytes, show_fields, show_rows
-from csi_driver.cli.progress import watched
+from csi_driver.cli.progress import Amount, watched
 from csi_driver.errors import CallFailed
 from csi_driver.model import GIB
 
@@ -43,7 +43,8 @@ def volume() -> None:
 def list_volumes(connect: Connect, endpoint: str, output: str) -> None:
     """Show all volumes, quarantined ones too.
 
-    HEALTH is `ok`, or what is wrong in a word; `hostvol health` has the cause and the remedy.
+    HEALTH is `ok`, or what is wrong in a word, or `unknown` before the driver has looked; `hostvol health` has the cause
+    and the remedy.
 
     \b
     Example:
@@ -182,7 +183,7 @@ def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **a
         grown = watched(
             "allocating",
             lambda: client.expand_volume(volume_id, required_bytes=asked["size"], limit_bytes=asked["limit"]),
-            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes, max(1, asked["size"] - from_bytes)),
+            lambda: _allocated(client, volume_id, from_bytes, asked["size"] - from_bytes),
             goes_on=GOES_ON,
         )
         places = [*found["staging_paths"], *found["target_paths"]]
@@ -213,11 +214,10 @@ def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoin
     with closing(connect(endpoint)) as client:
         found = find_volume(client, name_or_id)
         volume_id, from_bytes = found["volume_id"], found["allocated_bytes"]
-        missing = max(1, found["capacity_bytes"] - from_bytes)
         watched(
             "allocating",
             lambda: client.modify_volume(volume_id, wanted),
-            lambda: (client.volume(volume_id)["allocated_bytes"] - from_bytes, missing),
+            lambda: _allocated(client, volume_id, from_bytes, found["capacity_bytes"] - from_bytes),
             goes_on=GOES_ON,
         )
         detail = client.volume(volume_id)
@@ -331,6 +331,12 @@ def _created(client: DriverClient, name: str, **asked: Any) -> dict[str, Any]:
         goes_on=GOES_ON,
     )
     return client.volume(created["volume_id"])
+
+
+def _allocated(client: DriverClient, volume_id: str, from_bytes: int, missing_bytes: int) -> Amount | None:
+    """What of the missing bytes has been allocated; None as long as nothing is, as of a thin volume."""
+    allocated = client.volume(volume_id)["allocated_bytes"] - from_bytes
+    return (allocated, max(1, missing_bytes)) if allocated > 0 else None
 
 
 def _expand_filesystem(client: DriverClient, volume_id: str, path: str, size_bytes: int) -> None:

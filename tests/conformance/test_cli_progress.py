@@ -1,12 +1,14 @@
 """How far what takes long is, as a person at a terminal and as a log sees it, and what an interruption does.
 
 - A person sees a bar with percent and bytes, a log a line now and then; standard output is the same.
+- What takes long and copies nothing shows neither.
 - The driver tells copies under way with their bytes: snapshots, clones, restores and rollbacks, and none afterwards.
 - Who interrupts a copy is told that it goes on; the same command joins it.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import subprocess
@@ -62,6 +64,39 @@ def test_a_log_gets_lines_with_bytes_and_percent(capsys: pytest.CaptureFixture[s
     assert out == ""
     lines = err.splitlines()
     assert lines[:3] == ["copying: 0 B of 4 KiB (0%)", "copying: 1 MiB", "copying: 3 MiB of 4 MiB (75%)"]
+
+
+class Terminal(io.StringIO):
+    """A place for what a person would see."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("nothing", [None, (0, 0)])
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_what_copies_nothing_shows_nothing(
+    nothing: Amount | None, stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = stream()
+    monkeypatch.setattr(sys, "stderr", seen)
+    looks, ended = iter(range(5)), threading.Event()
+
+    def done() -> Amount | None:
+        if next(looks, None) is None:
+            ended.set()
+        return nothing
+
+    assert progress.watched("copying", lambda: ended.wait(30), done)
+    assert seen.getvalue() == ""
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_person_sees_a_bar_as_soon_as_there_is_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert watched([None, (0, 0), (1 << 20, 4 << 20)]) == "result"
+    assert re.search(r"copying .*25%.*1 MiB of 4 MiB", sys.stderr.getvalue())  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("quick")
