@@ -259,8 +259,8 @@ def serve(config: NodeConfig, stop: threading.Event, *, in_container: bool = Fal
 def _await_end(node: Node, stop: threading.Event, *, in_container: bool) -> None:
     """Until `stop` is set.
 
-    Raises: NotReady when a container has had no pool for ten minutes: of a disk that is mounted on a parent of a pool's
-        path it would never see anything.
+    Raises: NotReady when a container has had no pool for ten minutes, and opens none just then: of a disk that is
+        mounted on a parent of a pool's path it would never see anything.
     """
     had_pool = time.monotonic()
     # Python runs a handler in the main thread only, and a signal that the kernel gives to another thread does not wake
@@ -268,7 +268,7 @@ def _await_end(node: Node, stop: threading.Event, *, in_container: bool) -> None
     while not stop.wait(_LISTEN_SECONDS):
         if not (in_container and node.has_no_pool):
             had_pool = time.monotonic()
-        elif time.monotonic() - had_pool > _POOLLESS_SECONDS:
+        elif time.monotonic() - had_pool > _POOLLESS_SECONDS and not node.is_opening_pool:
             reasons = "; ".join(why for _, why in sorted(node.pools.refused.items()))
             raise NotReady(f"no pool for {_POOLLESS_SECONDS:.0f} s: a new container may see other mounts; {reasons}")
 

@@ -189,6 +189,11 @@ class Node:
         """Whether all pools are refused."""
         return self._startup.all_refused
 
+    @property
+    def is_opening_pool(self) -> bool:
+        """Whether a pool may be served in a moment, also one that was refused before."""
+        return self._startup.is_opening
+
     def require_ready(self) -> None:
         """Refuse a call that comes before the records are loaded.
 

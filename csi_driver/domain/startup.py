@@ -146,8 +146,13 @@ class Startup:
 
     @property
     def all_refused(self) -> bool:
-        """Whether each pool was refused, and none hangs or is served."""
+        """Whether each pool was refused, and none is served or hangs at its first opening."""
         return all(keeper.refusal is not None for keeper in self._keepers)
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether a pool is being opened now, for the first time or again."""
+        return any(keeper.is_opening for keeper in self._keepers)
 
     def stop(self) -> bool:
         """End the keepers; False when one is in the middle of something."""
@@ -173,6 +178,7 @@ class _Keeper(threading.Thread):
         super().__init__(name=f"pool {options.name}", daemon=True)
         self.settled = threading.Event()
         self.refusal: PoolRefused | None = None
+        self.is_opening = False
         self._options = options
         self._loader = loader
         self._pools = pools
@@ -197,6 +203,13 @@ class _Keeper(threading.Thread):
                 return
 
     def _open(self) -> Pool | None:
+        self.is_opening = True
+        try:
+            return self._try_to_open()
+        finally:
+            self.is_opening = False
+
+    def _try_to_open(self) -> Pool | None:
         try:
             pool = self._loader.open(self._options)
         except (PoolRefused, OSError) as cause:
