@@ -14,6 +14,9 @@ from csi_driver.cli.output import show_rows
 
 # Neither that of a failure (1) nor that of a misspelled command (2).
 NOT_WELL: Final = 3
+NOT_KNOWN: Final = 4
+# Of what nobody has looked at yet.
+_UNKNOWN: Final = "UNKNOWN"
 _COLUMNS = {
     "KIND": "kind",
     "OBJECT": "object_id",
@@ -31,11 +34,12 @@ _COLUMNS = {
 def health(connect: Connect, endpoint: str, output: str) -> None:
     """Show what is wrong with pools, volumes, snapshots and groups: the cause, and what to do.
 
-    STATUS is DATA_LOSS (content is gone), INACCESSIBLE (it cannot be used now) or DEGRADED (less well or less safely).
-    A volume suffers what its pool does, which is shown once. The driver looks every few seconds; what hangs does not
-    keep it from answering.
+    STATUS is DATA_LOSS (content is gone), INACCESSIBLE (it cannot be used now), DEGRADED (less well or less safely) or
+    UNKNOWN (nobody has looked yet, since the driver has just started). A volume suffers what its pool does, which is
+    shown once. The driver looks every few seconds; what hangs does not keep it from answering.
 
-    Exit code: 0 when all is well, 3 when something is not, 1 when the driver cannot be asked.
+    Exit code: 0 when all is well, 3 when something is not, 4 when nothing is known to be wrong and not everything has
+    been looked at yet, 1 when the driver cannot be asked.
 
     \b
     Examples:
@@ -50,4 +54,4 @@ def health(connect: Connect, endpoint: str, output: str) -> None:
     else:
         click.echo("all is well")
     if rows:
-        sys.exit(NOT_WELL)
+        sys.exit(NOT_KNOWN if all(row["status"] == _UNKNOWN for row in rows) else NOT_WELL)

@@ -156,6 +156,11 @@ class Index(Generic[HeldT]):
         """Whether the object exists, served or quarantined."""
         return object_id in self._by_id or object_id in self._quarantined
 
+    def served(self, object_ids: Iterable[str]) -> list[HeldT]:
+        """Those of them that are served, in the same order."""
+        found = (self._by_id.get(object_id) for object_id in object_ids)
+        return [one for one in found if one is not None]
+
     def named(self, name: str) -> HeldT | None:
         """The object that was created under `name`, the idempotency key of its create call.
 
@@ -213,10 +218,6 @@ class SnapshotCatalogue(Index[Snapshot]):
 
     def __init__(self) -> None:
         super().__init__("snapshot", SnapshotNotFound)
-
-    def served(self, snapshot_ids: Iterable[str]) -> list[Snapshot]:
-        """Those of them that are served."""
-        return [self._by_id[one] for one in snapshot_ids if one in self._by_id]
 
 
 class GroupCatalogue(Index[GroupSnapshot]):

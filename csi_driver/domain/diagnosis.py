@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from csi_driver.domain import troubles
 from csi_driver.domain.catalogue import HeldT, Index
@@ -25,8 +26,8 @@ class Complaint:
 
 
 def complaints(node: Node) -> Iterator[Complaint]:
-    """All of them, in a fixed order: pools, volumes, then records in quarantine."""
-    for pool, trouble in node.health.pool_troubles():
+    """All of them, in a fixed order: pools, what nobody has looked at yet, volumes, then records in quarantine."""
+    for pool, trouble in chain(node.health.pool_troubles(), node.health.unseen()):
         yield Complaint("pool", pool, pool, trouble)
     for volume, trouble in node.health.own_troubles():
         yield Complaint("volume", volume.volume_id, volume.name, trouble)

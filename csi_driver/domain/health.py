@@ -58,7 +58,8 @@ class _View:
     """What one look at volumes shares: a mount of each loop device, and until when filesystems may take to answer.
 
     `is_close`: a look at one volume, which may cost more. Else images are opened until `reading_ends`, and until
-    `asking_ends` it is waited for what each XFS knows.
+    `asking_ends` it is waited for what each XFS knows. Images that no look has ever come to are noted in `unread`, by
+    the ids of their volumes.
     """
 
     devices: Mapping[str, mountinfo.MountEntry]
@@ -66,14 +67,19 @@ class _View:
     asking_ends: float
     reading_ends: float
     is_close: bool
+    unread: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolHealth:
-    """What one look at a pool found: its own troubles, and those of its volumes, by id, which are theirs alone."""
+    """What one look at a pool found: its own troubles, and those of its volumes, by id, which are theirs alone.
+
+    `unread`: the volumes that no look has come to.
+    """
 
     troubles: Troubles = ()
     volumes: Mapping[str, Troubles] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
 
 
 class Health:
@@ -140,9 +146,8 @@ class Health:
     def own_troubles(self) -> Iterator[tuple[Volume, Trouble]]:
         """What the latest look found wrong with volumes, and not with their pools."""
         for _, health in sorted(self._found.items()):
-            for volume_id, its in sorted(health.volumes.items()):
-                if self._catalogue.has(volume_id):
-                    yield from ((self._catalogue.get(volume_id), one) for one in its)
+            for volume in self._catalogue.served(sorted(health.volumes)):
+                yield from ((volume, one) for one in health.volumes[volume.volume_id])
 
     def pool_troubles(self) -> Iterator[tuple[str, Trouble]]:
         """What is wrong with pools, by the name of each: as the latest look found it."""
@@ -152,10 +157,25 @@ class Health:
             if name in self._pools.opened:
                 yield from ((name, one) for one in health.troubles)
 
+    def unseen(self) -> Iterator[tuple[str, Trouble]]:
+        """The pools, by name, of which it is not known yet whether all is well: no look has ended, or come so far."""
+        for name, pool in sorted(self._pools.opened.items()):
+            health = self._found.get(name)
+            if health is None:
+                yield name, troubles.pool_not_looked_at(name, pool.store.directory)
+            elif self._catalogue.served(health.unread):
+                yield name, troubles.volumes_not_looked_at(name, pool.store.directory)
+
     def refresh(self) -> None:
         """Look at everything, unless that was done a moment ago; returns after two seconds at the latest."""
-        if time.monotonic() - self._looked_at > _FRESH_SECONDS:
+        is_old = time.monotonic() - self._looked_at > _FRESH_SECONDS
+        if is_old or not self._pools.opened.keys() <= self._found.keys():
             self._look(_PATIENCE_SECONDS, name_silent=False)
+
+    def has_seen(self, volume: Volume) -> bool:
+        """Whether a look has come to the volume, so that `latest` says something."""
+        health = self._found.get(volume.pool)
+        return health is not None and volume.volume_id not in health.unread
 
     def latest(self, volume: Volume) -> Troubles:
         """As the latest look found it."""
@@ -164,7 +184,11 @@ class Health:
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
-            self._look(_SILENT_SECONDS, name_silent=True)
+            try:
+                self._look(_SILENT_SECONDS, name_silent=True)
+            except Exception:
+                # Whoever looks must not end: nothing would be told any more, as if all were well.
+                _log.exception("the look at the pools failed")
             self._stopped.wait(_LOOK_SECONDS)
 
     def _look(self, patience_seconds: float, *, name_silent: bool) -> None:
@@ -174,15 +198,23 @@ class Health:
         }
         wait(looks.values(), patience_seconds)
         for name, look in looks.items():
+            directory = pools[name].store.directory
             if not look.done():
                 if name_silent:
-                    silent = troubles.pool_silent(name, pools[name].store.directory)
-                    self._found[name] = PoolHealth((silent,))
-            elif look.exception() is not None:
-                _log.warning("pool %s cannot be looked at: %s", name, look.exception())
+                    self._miss(name, troubles.pool_silent(name, directory))
+            elif (cause := look.exception()) is not None:
+                failed = troubles.pool_look_failed(name, directory, _explained(cause))
+                if failed not in self._found.get(name, PoolHealth()).troubles:
+                    _log.warning("pool %s cannot be looked at", name, exc_info=cause)
+                self._miss(name, failed)
             else:
                 self._found[name] = look.result()
         self._looked_at = time.monotonic()
+
+    def _miss(self, name: str, why: Trouble) -> None:
+        """The pool could not be looked at: of its volumes is told what was found before."""
+        before = self._found.get(name, PoolHealth())
+        self._found[name] = PoolHealth((why,), before.volumes, before.unread)
 
     def _health(self, pool: Pool) -> PoolHealth:
         view = _view()
@@ -195,7 +227,7 @@ class Health:
         self._sickness.keep_only(self._catalogue)
         for gone in [one for one in list(self._failed) if not self._catalogue.has(one)]:
             self._failed.pop(gone, None)
-        return PoolHealth(tuple(self._pool_troubles(pool)), found)
+        return PoolHealth(tuple(self._pool_troubles(pool)), found, frozenset(view.unread))
 
     def _now(self, pool: Pool, volume: Volume) -> Troubles:
         view = _view(is_close=True)
@@ -302,6 +334,8 @@ class Health:
             path = pool.attachments.image_path(volume.volume_id)
             yield troubles.content_unreadable(volume, path, str(cause.strerror))
             return
+        if not self._images.was_read(volume.volume_id):
+            view.unread.append(volume.volume_id)
         if found.damage:
             yield troubles.filesystem_damaged(volume, found.damage)
         elif found.has_errors:
@@ -350,6 +384,13 @@ def _is_sick(
     except OSError as cause:
         _log.warning("%s cannot be asked for its health: %s", entry.source, cause)
         return False
+
+
+def _explained(cause: BaseException) -> str:
+    """Why a look failed, in words that stay the same; the log has the rest."""
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(cause) if isinstance(cause, HostvolError) else type(cause).__name__
 
 
 def _pool_entry(pool: Pool) -> mountinfo.MountEntry | None:

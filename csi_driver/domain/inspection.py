@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from csi_driver.domain.node import Node
@@ -21,7 +22,8 @@ _SCRAPE_SECONDS = 10.0
 class VolumeView:
     """One volume with what the kernel says of it; a quarantined one has only its id and a message.
 
-    `health` is "ok", or the reasons why not, with commas, as the node remembers them."""
+    `health` is "ok", or the reasons why not, with commas, as the node remembers them; "unknown" before it looked.
+    """
 
     volume_id: str
     volume: Volume | None = None
@@ -41,6 +43,20 @@ def view(node: Node, volume_id: str) -> VolumeView:
         return _view_of(node, node.catalogue.get(volume_id))
     except RecordDamaged as damage:
         return VolumeView(volume_id, message=str(damage))
+
+
+@contextmanager
+def asking(node: Node, volumes: Iterable[Volume]) -> Iterator[None]:
+    """Look at these volumes, beside so many others who ask that pools whose disks hang leave threads to the rest.
+
+    To be taken before the claim: whoever waits for another's outcome holds a thread as well.
+
+    Raises: OperationPending when too many ask one of their pools already.
+    """
+    with ExitStack() as held:
+        for name in sorted({volume.pool for volume in volumes}):
+            held.enter_context(node.pools.get(name).question())
+        yield
 
 
 def views(node: Node, volumes: list[Volume]) -> Iterator[VolumeView]:
@@ -153,7 +169,7 @@ def _view_of(node: Node, volume: Volume) -> VolumeView:
     targets = [entry.target for entry in _mounts(node, volume)]
     staging = (staged_at,) if staged_at and (staged_at in targets or backend.is_attached(volume)) else ()
     found = node.health.latest(volume)
-    health = ",".join(one.reason for one in found) or "ok"
+    health = ",".join(one.reason for one in found) or ("ok" if node.health.has_seen(volume) else "unknown")
     try:
         allocated = backend.own_bytes(volume)
         message = "; ".join(one.message for one in found)

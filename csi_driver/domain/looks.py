@@ -21,7 +21,7 @@ class Looks(Generic[T]):
     def begin(self, key: Hashable, look: Callable[[], T]) -> Future[T]:
         """The outcome of the look under this key that is under way, or of one that begins now.
 
-        Never done when too many hang already.
+        Never done when too many hang already; a RuntimeError when the machine has no thread for it.
         """
         with self._lock:
             running = self._running.get(key)
@@ -31,7 +31,11 @@ class Looks(Generic[T]):
             if len(self._running) >= _MOST:
                 return future
             self._running[key] = future
-        threading.Thread(target=self._run, args=(key, future, look), name="look", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(key, future, look), name="look", daemon=True).start()
+        except RuntimeError as cause:
+            self._end(key)
+            future.set_exception(cause)
         return future
 
     def take(self, key: Hashable, look: Callable[[], T], patience_seconds: float) -> T | None:
@@ -53,9 +57,12 @@ class Looks(Generic[T]):
             outcome = look()
         except BaseException as cause:
             error = cause
-        with self._lock:
-            del self._running[key]
+        self._end(key)
         if error is None:
             future.set_result(outcome)
         else:
             future.set_exception(error)
+
+    def _end(self, key: Hashable) -> None:
+        with self._lock:
+            del self._running[key]

@@ -27,8 +27,9 @@ _POD_AGAIN = "delete the pods that use it, so that it is mounted again"
 
 
 class Severity(enum.StrEnum):
-    """CSI VolumeHealthErrorType."""
+    """CSI VolumeHealthErrorType; UNKNOWN is said to operators only, where nobody has looked yet."""
 
+    UNKNOWN = "UNKNOWN"
     DEGRADED = "DEGRADED"
     INACCESSIBLE = "INACCESSIBLE"
     DATA_LOSS = "DATA_LOSS"
@@ -69,6 +70,31 @@ def pool_unavailable(name: str, why: str) -> Trouble:
 def pool_silent(name: str, directory: str) -> Trouble:
     return _inaccessible(
         "PoolNotAnswering", f"pool {name} ({directory}) does not answer: look at its disk and at the kernel's log"
+    )
+
+
+def pool_not_looked_at(name: str, directory: str) -> Trouble:
+    return Trouble(
+        Severity.UNKNOWN,
+        "PoolNotLookedAt",
+        f"pool {name} ({directory}) has not been looked at since it is served: ask again in some seconds",
+    )
+
+
+def volumes_not_looked_at(name: str, directory: str) -> Trouble:
+    return Trouble(
+        Severity.UNKNOWN,
+        "VolumesNotLookedAt",
+        f"pool {name} ({directory}): not all of its volumes have been looked at since it is served: ask again in a "
+        "minute",
+    )
+
+
+def pool_look_failed(name: str, directory: str, why: str) -> Trouble:
+    return _degraded(
+        "PoolLookFailed",
+        f"pool {name} ({directory}) cannot be looked at, so what is wrong with it and its volumes is not known: {why}; "
+        "look at its disk, at the kernel's log and at the driver's",
     )
 
 

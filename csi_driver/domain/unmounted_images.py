@@ -33,6 +33,10 @@ class UnmountedImages:
         """Whether nothing was found in the image as it was then; False also when it was not read since."""
         return self._read.get(volume_id) == changed_ns and volume_id not in self._bad
 
+    def was_read(self, volume_id: str) -> bool:
+        """Whether the image was read at all."""
+        return volume_id in self._read
+
     def look(self, pool: Pool, volume: Volume, changed_ns: int, ends: float) -> Finding:
         """What the volume's image says, as it was `changed_ns` (its st_ctime_ns), or as it was read last.
 

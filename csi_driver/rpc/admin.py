@@ -15,7 +15,7 @@ from csi_driver.domain.node import Node
 from csi_driver.domain.pools import Pool
 from csi_driver.domain.trash import Entry
 from csi_driver.errors import InvalidField, MissingField, SnapshotNotFound, VolumeNotFound
-from csi_driver.model import Provisioning, QuotaPolicy, Snapshot, VolumeType
+from csi_driver.model import Provisioning, QuotaPolicy, Snapshot, Volume, VolumeType
 from csi_driver.pb import admin_pb2
 from csi_driver.rpc import parsing
 from csi_driver.rpc.edge import Call
@@ -48,11 +48,14 @@ class AdminServicer(OverviewServicer):
     def ListVolumes(self, request: admin_pb2.ListVolumesRequest, call: Call) -> admin_pb2.ListVolumesResponse:
         limit = min(parsing.max_entries(request.max_entries) or _PAGE, _PAGE)
         token = request.starting_token
-        return self._once(f"volumes {limit} {token}", call, lambda: self._volumes(limit, token))
+        volumes, complete = pages.page(self._node.catalogue, limit, token)
+        with inspection.asking(self._node, volumes):
+            return self._once(f"volumes {limit} {token}", call, lambda: self._volumes(volumes, complete=complete))
 
     def GetVolume(self, request: admin_pb2.GetVolumeRequest, call: Call) -> admin_pb2.VolumeDetail:
         volume_id = self._id_of(request.name) if request.name else parsing.volume_id(request.volume_id)
-        return self._once(volume_id, call, lambda: _detail(inspection.view(self._node, volume_id)))
+        with inspection.asking(self._node, self._node.catalogue.served([volume_id])):
+            return self._once(volume_id, call, lambda: _detail(inspection.view(self._node, volume_id)))
 
     def _id_of(self, name: str) -> str:
         volume = self._node.catalogue.named(name)
@@ -64,8 +67,7 @@ class AdminServicer(OverviewServicer):
         """Look in one thread, whoever else asks the same: a pool whose disk hangs must not collect the askers."""
         return self._node.claims.run(("a look at", subject), subject, call.deadline, look)
 
-    def _volumes(self, limit: int, starting_token: str) -> admin_pb2.ListVolumesResponse:
-        volumes, complete = pages.page(self._node.catalogue, limit, starting_token)
+    def _volumes(self, volumes: list[Volume], *, complete: bool) -> admin_pb2.ListVolumesResponse:
         response = admin_pb2.ListVolumesResponse()
         response.volumes.extend(_detail(view) for view in inspection.views(self._node, volumes))
         if not complete:

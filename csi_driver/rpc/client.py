@@ -18,6 +18,8 @@ from csi_driver.rpc import endpoint
 from csi_driver.rpc.edge import message_class
 
 _SECONDS = 600.0
+# For what the driver answers from memory, whatever hangs.
+_MEMORY_SECONDS = 60.0
 
 
 class Client:
@@ -99,9 +101,9 @@ class Client:
         return [plain(one) for one in self._admin("ListOperations", admin_pb2.ListOperationsRequest()).operations]
 
     def troubles(self) -> Iterator[dict[str, Any]]:
-        """What is wrong with the node."""
+        """What is wrong with the node, and what nobody has looked at yet."""
         method = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name["ListTroubles"]
-        yield from map(plain, self._stream(method, admin_pb2.ListTroublesRequest()))
+        yield from map(plain, self._stream(method, admin_pb2.ListTroublesRequest(), _MEMORY_SECONDS))
 
     def delete_volume(self, volume_id: str) -> None:
         """DeleteVolume."""
@@ -272,15 +274,15 @@ class Client:
         except grpc.RpcError as error:
             raise self._explained(error) from error
 
-    def _stream(self, method: MethodDescriptor, request: Message) -> Iterator[Any]:
+    def _stream(self, method: MethodDescriptor, request: Message, seconds: float | None = None) -> Iterator[Any]:
+        """The messages; without `seconds` however long they take: what is compared is read."""
         invoke = self._channel.unary_stream(
             f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=message_class(method.output_type).FromString,
         )
         try:
-            # However long it takes: what is compared is read.
-            yield from invoke(request)
+            yield from invoke(request, timeout=seconds)
         except grpc.RpcError as error:
             raise self._explained(error) from error
 

@@ -4,6 +4,7 @@
 - What is wrong with pools, volumes and records is told with reason, cause and remedy, once each, and ends with 3: not
   the code of a failure, nor that of a misspelled command.
 - What is well again is not told any more.
+- As long as not everything has been looked at, nothing is said to be well, and the code is one of its own.
 - A filesystem that hangs is told, and keeps neither command from answering.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tests.conformance.commands import Done, failed, hostvol, succeeded
 from tests.harness import MIB, Driver, Workload, polled
+from tests.health.asking import OFTEN
 from tests.soak.observing import unanswering_filesystem
 
 
@@ -34,12 +36,32 @@ def column(driver: Driver) -> dict[str, str]:
 
 def test_all_is_well(driver: Driver) -> None:
     succeeded(driver, "volume", "create", "data", "--size", "8MiB")
+    # A busy machine may take a while to look for the first time.
+    assert polled(lambda: health(driver).returncode != 4, 60)
     done = health(driver)
     assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
     assert health(driver, "-o", "json").stdout == "[]\n"
     assert column(driver) == {"data": "ok"}
     assert " ok " in succeeded(driver, "volume", "list")
     succeeded(driver, "volume", "delete", "data", "--yes")
+
+
+def test_what_nobody_has_looked_at_is_not_said_to_be_well(tmp_path: Path, make_driver: Callable[..., Driver]) -> None:
+    # No image is ever opened by a look: there is no time for it.
+    driver = make_driver(tmp_path / "pool", constants={"domain.health.LOOK_SECONDS": -1.0, **OFTEN})
+    for name in ("unread", "gone"):
+        succeeded(driver, "volume", "create", name, "--size", "8MiB")
+    unknown = ("pool", "default", "VolumesNotLookedAt")
+    assert polled(lambda: reasons(driver) == {unknown}, 60), reasons(driver)
+    done = health(driver)
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "UNKNOWN" in done.stdout
+    assert "well" not in done.stdout
+    assert column(driver) == {"unread": "unknown", "gone": "unknown"}
+    volume_id = json.loads(succeeded(driver, "volume", "show", "gone", "-o", "json"))["volume_id"]
+    (tmp_path / "pool" / "volumes" / volume_id / "disk.img").unlink()
+    assert polled(lambda: reasons(driver) == {unknown, ("volume", "gone", "ContentMissing")}, 60), reasons(driver)
+    assert health(driver).returncode == 3
 
 
 def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(

@@ -3,6 +3,7 @@
 - A look that hangs gives no answer in time, and answers the next who asks once it is through.
 - However often is asked, one thread per key hangs.
 - What a look raises is raised, a time-out of its own too; an answer that comes a moment too late is taken.
+- Where there was no thread for a look that is raised, and the next one has a thread.
 """
 
 from __future__ import annotations
@@ -70,3 +71,15 @@ def test_an_answer_that_comes_a_moment_too_late_is_taken(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(looks, "begin", lambda key, look: Late())
     assert looks.take("key", lambda: 7, 0.0) == 7
+
+
+def test_where_there_was_no_thread_the_next_look_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    looks: Looks[int] = Looks()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            looks.take("key", lambda: 7, 60)
+    assert looks.take("key", lambda: 7, 60) == 7
