@@ -43,8 +43,8 @@ def volume() -> None:
 def list_volumes(connect: Connect, endpoint: str, output: str) -> None:
     """Show all volumes, quarantined ones too.
 
-    HEALTH is `ok`, or what is wrong in a word, or `unknown` before the driver has looked; `hostvol health` has cause and
-    remedy.
+    HEALTH is `ok`, or what is wrong in a word, or `unknown` before the driver has looked; `hostvol health` has
+    the cause and the remedy.
 
     \b
     Example:

@@ -1,7 +1,8 @@
 """What is wrong with this node's pools and volumes, observed; changes nothing.
 
-All volumes are looked at from time to time, at the price of one stat(2) each: an image is opened only when it has
-changed. A look runs in a thread of its own (see `looks`), since whatever is broken may also hang.
+All volumes are looked at from time to time, at the price of one stat(2) each, and of a thread that asks the filesystem
+where one is mounted: an image is opened only when it has changed. A look runs in a thread of its own (see `looks`),
+since whatever is broken may also hang. What no look has come to is not said to be well.
 """
 
 from __future__ import annotations
