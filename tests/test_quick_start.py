@@ -10,13 +10,13 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import harness
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 START = (ROOT / "README.md").read_text().split("## Start\n", 1)[1].split("\n## ", 1)[0]
@@ -42,11 +42,8 @@ def running(defaults: None, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]
     """`scripts/run`, serving."""
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([ROOT / "scripts/run"], stderr=log, cwd="/")
-    ends = time.monotonic() + 120
-    while not SOCKET.exists():
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < ends, (tmp_path / "log").read_text()
-        time.sleep(0.05)
+    until(lambda: SOCKET.exists() or process.poll() is not None, 120, what=(tmp_path / "log").read_text)
+    assert process.poll() is None, (tmp_path / "log").read_text()
     yield process
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0, (tmp_path / "log").read_text()

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import PoolPlace, backing_files, hostvol, polled, run
+from tests.harness import PoolPlace, backing_files, hostvol, run
+from tests.waiting import until
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Backed:
         """As for a host that goes down."""
         if self.is_mounted():
             run("umount", str(self.mount_point))
-        assert polled(lambda: not self.loops(), 60), self.loops()
+        until(lambda: not self.loops(), 60, what=self.loops)
 
     def filesystem_bytes(self) -> int:
         """What the mounted filesystem says that it has, its log left out."""
@@ -66,7 +67,7 @@ class Backed:
     def trim(self) -> None:
         """fstrim; XFS does not wait for the last of the discards that it sends."""
         run("fstrim", str(self.mount_point))
-        assert polled(self._is_still, 60)
+        until(self._is_still, 60)
 
     def _is_still(self) -> bool:
         before = self.image.stat().st_blocks

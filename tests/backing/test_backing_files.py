@@ -27,7 +27,8 @@ from csi_driver.backends.backing_file import BackingFile
 from csi_driver.errors import InvalidField
 from csi_driver.pb import admin_pb2
 from tests.backing.backed import Backed
-from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, polled, run
+from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, run
+from tests.waiting import until
 
 MakeDriver = Callable[..., Driver]
 
@@ -275,9 +276,7 @@ def test_it_grows_below_a_writer(backed: Backed, make_driver: MakeDriver) -> Non
     finally:
         writer.send_signal(signal.SIGTERM)
         writer.wait(30)
-    assert polled(
-        lambda: driver.code("NodeUnpublishVolume", volume_id=life.volume_id, target_path=target) is Code.OK, 60
-    )
+    until(lambda: driver.code("NodeUnpublishVolume", volume_id=life.volume_id, target_path=target) is Code.OK, 60)
     life.down()
     large = Workload(driver, "large", size_bytes=1700 * MIB)
     large.create()
@@ -360,7 +359,7 @@ def test_many_calls_to_grow_are_one_and_leave_nothing_open(backed: Backed, make_
     assert set(codes) <= {Code.OK, Code.ABORTED, Code.INVALID_ARGUMENT}
     assert code_of(GIB + 512 * MIB) is Code.OK
     assert pool_of(driver)["backing_bytes"] == GIB + 512 * MIB
-    assert polled(lambda: len(os.listdir(f"/proc/{driver.pid}/fd")) <= before, 60)
+    until(lambda: len(os.listdir(f"/proc/{driver.pid}/fd")) <= before, 60)
     assert len(backed.loops()) == 1
 
 

@@ -30,6 +30,7 @@ import pytest
 
 from tests.capacity.filling import available, fill_device, fill_file, holds, occupy, vacate
 from tests.harness import MIB, Code, Driver, Failure, PoolPlace, Workload, capability, run
+from tests.waiting import until
 
 FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 THICK = {"provisioning": "thick"}
@@ -232,8 +233,8 @@ def test_templates_made_at_once_are_within_what_was_promised(
     settle(driver)
     for workload, code in zip(workloads, codes, strict=True):
         if code is not Code.OK:  # it came after the first template, and before that one was given up and given back
-            wait_until(lambda workload=workload: try_to_create(workload) is Code.OK)  # type: ignore[misc]
-    wait_until(lambda: usable(driver) >= int(str(pool_list(driver)["promised_bytes"])))
+            until(lambda workload=workload: try_to_create(workload) is Code.OK, 120)  # type: ignore[misc]
+    until(lambda: usable(driver) >= int(str(pool_list(driver)["promised_bytes"])), 120)
     write_everything_full(driver, [Filled(workload) for workload in (rest, *workloads)], place.mount_point)
 
 
@@ -392,7 +393,7 @@ def test_a_deleted_volume_gives_back_what_it_held(fs_type: str, make_small: Make
         volume.workload.delete()
         settle(driver)
         # A measurement is believed for two seconds.
-        wait_until(lambda: grantable(driver) > room - 24 * MIB)
+        until(lambda: grantable(driver) > room - 24 * MIB, 120)
 
 
 def test_a_create_that_fails_gives_back_what_it_was_promised(make_small: MakePool, make_driver: MakeDriver) -> None:
@@ -458,10 +459,3 @@ def pool_list(driver: Driver) -> dict[str, object]:
     rows = json.loads(shown)
     assert len(rows) == 1
     return dict(rows[0])
-
-
-def wait_until(claim: Callable[[], bool], seconds: float = 120.0) -> None:
-    ends = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < ends
-        time.sleep(0.05)

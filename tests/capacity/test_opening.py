@@ -19,7 +19,7 @@ from csi_driver.domain.pools import PoolOptions, Pools
 from csi_driver.domain.startup import PoolLoader
 from csi_driver.errors import NotReady, PoolRefused
 from csi_driver.model import PoolName
-from tests.harness import polled
+from tests.waiting import until
 
 
 def test_a_container_that_opens_a_pool_just_then_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +54,8 @@ def test_a_pool_that_is_opened_again_is_known_to_be(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(startup, "_TRY_AGAIN_SECONDS", 0.2)
     node.start()
     try:
-        assert polled(lambda: len(seen) > 1, 60)
+        until(lambda: len(seen) > 1, 60)
         assert seen[:2] == [(False, True), (True, True)]
-        assert polled(lambda: node.has_no_pool and not node.is_opening_pool, 60)
+        until(lambda: node.has_no_pool and not node.is_opening_pool, 60)
     finally:
         node.stop()

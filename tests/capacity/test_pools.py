@@ -39,9 +39,9 @@ from tests.harness import (
     capability,
     create_request,
     hostvol,
-    polled,
     run,
 )
+from tests.waiting import until
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
@@ -202,7 +202,7 @@ def test_a_node_all_of_whose_pools_are_refused_says_why_and_has_them_back_withou
     run("mount", "-o", "loop", str(disk.image), str(disk.mount_point))
     identity.write_bytes(sound)
     (tmp_path / "aside").rename(missing)
-    assert polled(lambda: not driver.call("NodeGetStorageHealth").backend_health, 60)
+    until(lambda: not driver.call("NodeGetStorageHealth").backend_health, 60)
     assert [entry.volume.volume_id for entry in driver.call("ListVolumes").entries] == [kept]
     Workload(driver, "back", block=True, parameters={"pool": "pool2"}).create()
 

@@ -6,8 +6,7 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +16,8 @@ from csi_driver.model import topology_key
 from csi_driver.pb import csi_pb2
 from tests.cluster.api import DRIVER, FakeApi
 from tests.harness import DIRECTORY, PROGRAM, Caller, Driver, Failure, PoolPlace, create_request, ended, start_fork
+from tests.waiting import until
 from tests.zygote import ForkedProcess
-
-
-def until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:
-    """Wait until the condition holds."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.05)
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -26,8 +26,9 @@ from csi_driver.errors import OrchestratorUnavailable
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2, peer_pb2
 from tests.cluster.api import DRIVER
-from tests.cluster.cluster import Cluster, capacity_request, free_port, on, topology, until
+from tests.cluster.cluster import Cluster, capacity_request, free_port, on, topology
 from tests.harness import GIB, MIB, Code, PoolPlace, create_request
+from tests.waiting import until
 
 LOOK = 40.0
 

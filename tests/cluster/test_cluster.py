@@ -24,8 +24,9 @@ import pytest
 
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import Cluster, Controller, anywhere, capacity_request, free_port, on, topology, until
+from tests.cluster.cluster import Cluster, Controller, anywhere, capacity_request, free_port, on, topology
 from tests.harness import GIB, MIB, Failure, create_request, run
+from tests.waiting import until
 
 Code = grpc.StatusCode
 HOST = "hostvol-controller.test"

@@ -20,8 +20,9 @@ import pytest
 
 from csi_driver.cluster.orphans import Orphans
 from csi_driver.cluster.registry import Registry
-from tests.cluster.cluster import Cluster, Controller, on, until
+from tests.cluster.cluster import Cluster, Controller, on
 from tests.harness import capability
+from tests.waiting import until
 
 LOOK = 45.0
 

@@ -24,8 +24,9 @@ from csi_driver.errors import HostvolError, NodeRefused, NodeUnreachable, Object
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2, peer_pb2
 from tests.cluster.api import DRIVER
-from tests.cluster.cluster import Cluster, on, until
+from tests.cluster.cluster import Cluster, on
 from tests.cluster.peer import item, volume_id
+from tests.waiting import until
 
 LOOK = 120.0
 

@@ -19,8 +19,9 @@ import pytest
 
 from csi_driver.model import node_key
 from csi_driver.pb import peer_pb2
-from tests.cluster.cluster import Cluster, on, until
+from tests.cluster.cluster import Cluster, on
 from tests.cluster.peer import Peer, item, volume_id
+from tests.waiting import until
 
 Code = grpc.StatusCode
 Dial = Callable[..., Peer]

@@ -23,7 +23,7 @@ import pytest
 
 from csi_driver.pb import admin_pb2, peer_pb2
 from tests.checks import CHECKS
-from tests.cluster.cluster import Cluster, topology, until
+from tests.cluster.cluster import Cluster, topology
 from tests.cluster.peer import Peer, volume_id
 from tests.cluster.test_cluster import HOST, addresses
 from tests.cluster.transfers import RAW, Create, asked, half_way, image_of, left, made, sends, sent_bytes, written
@@ -37,6 +37,7 @@ from tests.harness import (
     run,
 )
 from tests.mounted_trees import digest, filled, looks
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

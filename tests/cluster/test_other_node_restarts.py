@@ -18,10 +18,11 @@ from pathlib import Path
 
 import grpc
 
-from tests.cluster.cluster import Cluster, topology, until
+from tests.cluster.cluster import Cluster, topology
 from tests.cluster.transfers import Create, asked, building, half_way, image_of, left, made, sends, sent_bytes, written
 from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, capability, run
 from tests.mounted_trees import digest
+from tests.waiting import until
 
 Code = grpc.StatusCode
 SIZE = 32 * MIB

@@ -14,8 +14,9 @@ import pytest
 
 from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import Cluster, Controller, on, topology, until
+from tests.cluster.cluster import Cluster, Controller, on, topology
 from tests.harness import DIRECTORY, MIB, create_request
+from tests.waiting import until
 
 Code = grpc.StatusCode
 

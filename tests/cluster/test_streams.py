@@ -21,9 +21,10 @@ import grpc
 import pytest
 
 from csi_driver.pb import csi_pb2, peer_pb2
-from tests.cluster.cluster import Cluster, Controller, on, until
+from tests.cluster.cluster import Cluster, Controller, on
 from tests.cluster.peer import Peer, item, volume_id
 from tests.harness import Failure
+from tests.waiting import until
 
 Code = grpc.StatusCode
 ALLOCATED = "/csi.v1.SnapshotMetadata/GetMetadataAllocated"

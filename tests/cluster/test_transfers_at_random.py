@@ -23,11 +23,12 @@ import grpc
 import pytest
 
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import Cluster, until
+from tests.cluster.cluster import Cluster
 from tests.cluster.transfers import PASSING, asked, image_of, made, written
 from tests.harness import GIB, MIB, Caller, Driver, Failure, PoolPlace
 from tests.mounted_trees import digest
 from tests.soak.observing import assert_nothing_remains
+from tests.waiting import until
 
 KILLS = int(os.environ.get("HOSTVOL_KILLS", "6"))
 SEED = os.environ.get("HOSTVOL_SEED", "0")

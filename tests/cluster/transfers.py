@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import Controller, topology, until
+from tests.cluster.cluster import Controller, topology
 from tests.harness import MIB, Caller, Code, Driver, Failure, capability, create_request
 from tests.mounted_trees import digest
+from tests.waiting import until
 
 RAW = {"type": "image"}
 PASSING = (Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conformance.commands import Done, failed, hostvol, succeeded
-from tests.harness import MIB, Driver, Workload, polled
+from tests.harness import MIB, Driver, Workload
 from tests.health.asking import OFTEN
 from tests.soak.observing import unanswering_filesystem
+from tests.waiting import until
 
 
 def health(driver: Driver, *arguments: str) -> Done:
@@ -37,7 +38,7 @@ def column(driver: Driver) -> dict[str, str]:
 def test_all_is_well(driver: Driver) -> None:
     succeeded(driver, "volume", "create", "data", "--size", "8MiB")
     # A busy machine may take a while to look for the first time.
-    assert polled(lambda: health(driver).returncode != 4, 60)
+    until(lambda: health(driver).returncode != 4, 60)
     done = health(driver)
     assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
     assert health(driver, "-o", "json").stdout == "[]\n"
@@ -52,7 +53,7 @@ def test_what_nobody_has_looked_at_is_not_said_to_be_well(tmp_path: Path, make_d
     for name in ("unread", "gone"):
         succeeded(driver, "volume", "create", name, "--size", "8MiB")
     unknown = ("pool", "default", "VolumesNotLookedAt")
-    assert polled(lambda: reasons(driver) == {unknown}, 60), reasons(driver)
+    until(lambda: reasons(driver) == {unknown}, 60, what=lambda: reasons(driver))
     done = health(driver)
     assert (done.returncode, done.stderr) == (4, "")
     assert "UNKNOWN" in done.stdout
@@ -60,7 +61,7 @@ def test_what_nobody_has_looked_at_is_not_said_to_be_well(tmp_path: Path, make_d
     assert column(driver) == {"unread": "unknown", "gone": "unknown"}
     volume_id = json.loads(succeeded(driver, "volume", "show", "gone", "-o", "json"))["volume_id"]
     (tmp_path / "pool" / "volumes" / volume_id / "disk.img").unlink()
-    assert polled(lambda: reasons(driver) == {unknown, ("volume", "gone", "ContentMissing")}, 60), reasons(driver)
+    until(lambda: reasons(driver) == {unknown, ("volume", "gone", "ContentMissing")}, 60, what=lambda: reasons(driver))
     assert health(driver).returncode == 3
 
 
@@ -86,7 +87,7 @@ def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(
         ("volume", "", "RecordQuarantined"),
         ("snapshot", "", "RecordQuarantined"),
     }
-    assert polled(lambda: reasons(driver) == expected, 60), reasons(driver)
+    until(lambda: reasons(driver) == expected, 60, what=lambda: reasons(driver))
     done = health(driver)
     assert (done.returncode, done.stderr) == (3, "")
     for words in ("restore it", str(tmp_path / "second"), ids["damaged"], "DATA_LOSS", "INACCESSIBLE"):
@@ -94,7 +95,7 @@ def test_what_is_wrong_is_told_with_its_remedy_and_a_code_of_its_own(
     assert column(driver) == {"well": "ok", "lost": "ContentMissing", "": "RecordQuarantined"}
     assert "ContentMissing" in succeeded(driver, "volume", "list")
     (tmp_path / "kept").rename(volumes / ids["lost"] / "disk.img")
-    assert polled(lambda: reasons(driver) == expected - {("volume", "lost", "ContentMissing")}, 60)
+    until(lambda: reasons(driver) == expected - {("volume", "lost", "ContentMissing")}, 60)
     failed(1, "hostvol node", arguments=("health",), endpoint=f"unix://{tmp_path}/nobody.sock")
 
 
@@ -106,5 +107,5 @@ def test_a_filesystem_that_hangs_is_told_and_keeps_nobody_waiting(
     hung.create()
     hung.stage()
     with unanswering_filesystem(hung.staging):
-        assert polled(lambda: reasons(driver) == {("volume", "hung", "NotAnswering")}, 60), reasons(driver)
+        until(lambda: reasons(driver) == {("volume", "hung", "NotAnswering")}, 60, what=lambda: reasons(driver))
         assert column(driver) == {"hung": "NotAnswering"}

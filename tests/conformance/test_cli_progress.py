@@ -26,8 +26,9 @@ import pytest
 from csi_driver.cli import progress
 from csi_driver.pb import admin_pb2
 from tests.driver.copying import written
-from tests.harness import MIB, Driver, PoolPlace, polled
+from tests.harness import MIB, Driver, PoolPlace
 from tests.soak.observing import frozen
+from tests.waiting import until
 
 Amount = tuple[int, int]
 SIZE = 128 * MIB
@@ -156,9 +157,7 @@ def running(driver: Driver, *arguments: str, terminal: str = "") -> Iterator[sub
 @contextmanager
 def held_in_the_middle(driver: Driver, place: PoolPlace) -> Iterator[Any]:
     """The copy that begins now does not get on while the block runs."""
-    ends = time.monotonic() + 60
-    while not (found := operations(driver)):
-        assert time.monotonic() < ends
+    found = until(lambda: operations(driver), 60, "a copy is under way", every=0.0)
     # Here and now: what a child process would do might come when the copy is over.
     with frozen(Path(str(place.mount_point))):
         yield found[0]
@@ -180,7 +179,7 @@ def test_copies_are_told_interrupted_and_joined(
             _, err = process.communicate(timeout=60)
             assert (process.returncode, "the same command joins it" in err) == (130, True), err
             joined = held.enter_context(running(driver, *clone, terminal=terminal))
-            assert polled(lambda: "%" in read(terminal), 60)
+            until(lambda: "%" in read(terminal), 60)
             [now] = operations(driver)
             assert (now.object_id, now.started) == (operation.object_id, operation.started)
             assert 0 <= now.done_bytes < now.total_bytes

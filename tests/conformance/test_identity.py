@@ -24,6 +24,7 @@ from csi_driver.pb import csi_pb2
 from tests.conformance.conftest import NODE_ID
 from tests.conformance.probing import SPEC_METHODS, SPEC_SERVICES, assert_readable, list_volume_ids, write_records
 from tests.harness import MIB, Caller, Code, Driver, Failure, PoolPlace, create_request
+from tests.waiting import until
 
 # Spec: the description of each capability.
 CONTROLLER_METHODS = {
@@ -189,13 +190,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 
 def http_port(driver: Driver) -> int:
-    ends = time.monotonic() + 30
-    while time.monotonic() < ends:
-        found = re.search(r"metrics and health on port (\d+)", driver.log())
-        if found:
-            return int(found[1])
-        time.sleep(0.005)
-    raise AssertionError(driver.log())
+    found = until(lambda: re.search(r"metrics and health on port (\d+)", driver.log()), what=driver.log, every=0.005)
+    assert found
+    return int(found[1])
 
 
 def http_status(port: int, path: str) -> int:
@@ -209,21 +206,16 @@ def http_status(port: int, path: str) -> int:
         connection.close()
 
 
-def wait_for_socket(path: Path) -> None:
-    ends = time.monotonic() + 30
-    while time.monotonic() < ends:
-        with socket.socket(socket.AF_UNIX) as connection:
-            if not connection.connect_ex(str(path)):
-                return
-        time.sleep(0.005)
-    raise AssertionError("no socket")
+def is_open(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return not connection.connect_ex(str(path))
 
 
 def test_ten_thousand_volumes_are_served_in_five_seconds_and_probe_never_fails(full: Driver) -> None:
     began = time.monotonic()
     full.start(wait=False)
     port = http_port(full)
-    wait_for_socket(full.socket_path)
+    until(lambda: is_open(full.socket_path), what="the socket", every=0.005)
     caller = Caller(full.socket_path)
     seen: list[tuple[bool, int]] = []
     refusals: set[tuple[str, Code]] = set()

@@ -20,7 +20,7 @@ from csi_driver.metrics import Metrics
 from csi_driver.pb import csi_pb2
 from csi_driver.rpc import edge
 from csi_driver.rpc.edge import Call, Edge
-from tests.harness import polled
+from tests.waiting import until
 
 SERVICE = csi_pb2.DESCRIPTOR.services_by_name["SnapshotMetadata"]
 ALLOCATED = f"/{SERVICE.full_name}/GetMetadataAllocated"
@@ -89,7 +89,7 @@ def test_who_stops_reading_loses_the_stream(
     with pytest.raises(grpc.RpcError) as caught:
         list(slow)
     assert caught.value.code() is grpc.StatusCode.CANCELLED
-    assert polled(lambda: endless.ended == 2)
+    until(lambda: endless.ended == 2)
 
 
 def test_who_reads_on_keeps_it(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_who_goes_away_is_noticed_and_written_down(
     reader = ask(channel)
     next(reader)
     reader.cancel()
-    assert polled(lambda: endless.ended == 1)
+    until(lambda: endless.ended == 1)
     assert len(list(ask(channel, max_results=1))) == 1
     lines = [record.__dict__["rpc"] for record in caplog.records if hasattr(record, "rpc")]
     assert [(line["method"], line["object"], line["code"]) for line in lines][:1] == [

@@ -17,7 +17,8 @@ from csi_driver.model import node_key
 from csi_driver.pb import csi_pb2
 from tests.conformance.conftest import NODE_ID
 from tests.conformance.probing import refused
-from tests.harness import DIRECTORY, MIB, Code, Driver, capability, create_request, polled
+from tests.harness import DIRECTORY, MIB, Code, Driver, capability, create_request
+from tests.waiting import until
 
 SIZE = 16 * MIB
 GONE = f"snap-{node_key(NODE_ID)}-0123456789abcdef"
@@ -99,7 +100,7 @@ def test_a_snapshot_that_is_not_ready_has_no_list_yet(driver: Driver) -> None:
         except pytest.fail.Exception:
             # It was ready just then.
             assert driver.call("GetSnapshot", **call).snapshot.ready_to_use
-    assert polled(lambda: driver.call("GetSnapshot", **call).snapshot.ready_to_use, 60)
+    until(lambda: driver.call("GetSnapshot", **call).snapshot.ready_to_use, 60)
     messages = driver.call("GetMetadataAllocated", **call)
     assert sum(one.size_bytes for message in messages for one in message.block_metadata) == 512 * MIB
     driver.call("DeleteSnapshot", **call)

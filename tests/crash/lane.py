@@ -9,7 +9,6 @@ import os
 import queue
 import signal
 import subprocess
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -21,20 +20,12 @@ from typing import Any, TypeVar
 from csi_driver import faults
 from tests.checks import CHECKS
 from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, Failure, PoolPlace, Workload, admin_volumes, run
+from tests.waiting import until
 
 T = TypeVar("T")
 TRIES = 3  # I8: a retry heals within three calls
 _SHOWN = 3000
 CONTENT = b"hostvol!" * 512
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], object], seconds: float = 15.0) -> None:
-    """Poll until `condition` holds; `what` tells what is there instead."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > ends:
-            raise AssertionError(f"not within {seconds} s: {what()}")
-        time.sleep(0.01)
 
 
 def code_of(call: Callable[[], object]) -> Code:
@@ -271,7 +262,7 @@ class Lane:
 
     def check_baseline(self) -> None:
         """Everything is as it was before; what a start clears in the background is waited for."""
-        wait_until(lambda: self.observe() == self.before, lambda: _difference(self.before, self.observe()))
+        until(lambda: self.observe() == self.before, what=lambda: _difference(self.before, self.observe()))
         self.check_bystanders()
 
     def check_bystanders(self) -> None:
@@ -298,11 +289,11 @@ class Lane:
         run("btrfs", "filesystem", "sync", mount_point)
         run("btrfs", "subvolume", "sync", mount_point)
         self.driver.restart()
-        wait_until(lambda: _qgroups(mount_point) == ["0/5"], lambda: _qgroups(mount_point))
+        until(lambda: _qgroups(mount_point) == ["0/5"], what=lambda: _qgroups(mount_point))
 
     def wait_passed(self, name: str) -> None:
         """Until the driver has passed the point."""
-        wait_until(lambda: name in self._passed(), self._passed)
+        until(lambda: name in self._passed(), what=self._passed)
 
     def _passed(self) -> list[str]:
         return (self.where / "passed").read_text().split()

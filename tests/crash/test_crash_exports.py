@@ -20,9 +20,10 @@ import pytest
 from csi_driver import faults
 from csi_driver.errors import CallFailed
 from csi_driver.rpc.client import Client
-from tests.crash.lane import numbered, wait_until
+from tests.crash.lane import numbered
 from tests.crash.tally import Tally
 from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, Workload
+from tests.waiting import until
 
 KINDS: dict[str, dict[str, Any]] = {
     "image": {"block": True, "size_bytes": 16 * MIB},
@@ -110,7 +111,7 @@ class Scene:
         self.driver.wait_dead()
         (self.home / "at").unlink()
         self.driver.start()
-        wait_until(lambda: not self.left(), self.left)
+        until(lambda: not self.left(), what=self.left)
 
     def left(self) -> list[str]:
         return [path for path in self.driver.files() if path.startswith(("tmp/", "trash/"))]

@@ -17,10 +17,11 @@ from functools import partial
 import pytest
 
 from csi_driver.pb import csi_pb2
-from tests.crash.lane import Kind, Lane, Lanes, Subject, wait_until
+from tests.crash.lane import Kind, Lane, Lanes, Subject
 from tests.crash.tally import Tally
 from tests.crash.test_crash_points import held
 from tests.harness import DIRECTORY, MIB, create_request
+from tests.waiting import until
 
 KINDS = {
     "ext4-shared": Kind(parameters={"pool": "xfs"}),
@@ -95,7 +96,7 @@ class Scene:
         return [entry.snapshot for entry in found]
 
     def wait_ready(self) -> None:
-        wait_until(lambda: all(one.ready_to_use for one in self.snapshots()), self.snapshots)
+        until(lambda: all(one.ready_to_use for one in self.snapshots()), what=self.snapshots)
 
     def check_copy(self) -> None:
         """The copy is used to its end, holds what was written, and is deleted."""

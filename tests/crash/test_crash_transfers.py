@@ -20,10 +20,11 @@ import pytest
 
 from csi_driver import faults
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import Cluster, topology, until
+from tests.cluster.cluster import Cluster, topology
 from tests.crash.lane import numbered
 from tests.crash.tally import Tally
 from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, capability, create_request
+from tests.waiting import until
 
 KINDS: dict[str, dict[str, Any]] = {
     "image": {"parameters": {"type": "image"}, "volume_capabilities": [capability(block=True)]},

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from tests.crash.lane import Kind, Lane, Lanes, Subject, wait_until
+from tests.crash.lane import Kind, Lane, Lanes, Subject
 from tests.crash.tally import Tally
 from tests.crash.test_crash_points import held
+from tests.waiting import until
 
 DAY = {"retention": "1d"}
 KINDS = {
@@ -72,7 +73,7 @@ class Scene:
     def cut(self) -> None:
         made = self.lane.driver.call("CreateSnapshot", name=self.volume.name, source_volume_id=self.volume.volume_id)
         self.snapshot_id = made.snapshot.snapshot_id
-        wait_until(lambda: bool(self.snapshot() and self.snapshot().ready_to_use), self.snapshot)
+        until(lambda: bool(self.snapshot() and self.snapshot().ready_to_use), what=self.snapshot)
 
     def snapshot(self) -> Any:
         found = self.lane.driver.call("ListSnapshots", snapshot_id=self.snapshot_id).entries

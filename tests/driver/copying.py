@@ -9,7 +9,8 @@ from typing import Any
 
 from csi_driver.pb import csi_pb2
 from tests.checks import CHECKS
-from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, create_request, polled, run
+from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, create_request, run
+from tests.waiting import until
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
@@ -74,7 +75,7 @@ def read(workload: Workload) -> str:
 def cut(driver: Driver, volume_id: str, name: str = "cut", **fields: Any) -> csi_pb2.Snapshot:
     snapshot = driver.call("CreateSnapshot", source_volume_id=volume_id, name=name, **fields).snapshot
     if not snapshot.ready_to_use:
-        assert polled(lambda: driver.call("GetSnapshot", snapshot_id=snapshot.snapshot_id).snapshot.ready_to_use, 60)
+        until(lambda: driver.call("GetSnapshot", snapshot_id=snapshot.snapshot_id).snapshot.ready_to_use, 60)
         snapshot.ready_to_use = True
     return snapshot
 

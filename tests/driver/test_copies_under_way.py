@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,8 @@ from tests.driver.copying import (
     total_bytes,
     written,
 )
-from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, create_request, polled, run
+from tests.harness import GIB, MIB, Code, Driver, Failure, PoolPlace, create_request, run
+from tests.waiting import until
 
 
 class Cutting(threading.Thread):
@@ -44,9 +44,7 @@ class Cutting(threading.Thread):
         self.volume_id = volume_id
         self.code: Code | None = None
         self.start()
-        ends = time.monotonic() + 30
-        while not snapshots(driver):
-            assert time.monotonic() < ends
+        until(lambda: snapshots(driver), what="the snapshot is in the list", every=0.0)
 
     def run(self) -> None:
         self.code = self.driver.code("CreateSnapshot", name="cut", source_volume_id=self.volume_id)
@@ -88,7 +86,7 @@ def test_a_volume_that_is_copied_is_held_and_the_copy_is_told_joined_and_finishe
         assert driver.code("CreateVolume", early, timeout=0.5) in (Code.ABORTED, Code.DEADLINE_EXCEEDED)
     cutting.join()
     assert cutting.code is Code.OK
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
+    until(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
     assert admin_snapshot(driver, "cut").state == "ready"
     source.stage()
     source.publish()
@@ -107,13 +105,13 @@ def test_a_copy_that_is_cut_short_by_a_kill_is_finished_by_the_next_start(
     driver.restart()
     cutting.join()
     [snapshot] = snapshots(driver)
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
+    until(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
     assert driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id).snapshot.ready_to_use
     restored = copied(source, "restored", from_snapshot(snapshot.snapshot_id))
     source.stage()
     source.publish()
     assert run("cmp", f"{source.target()}/bulk", f"{restored.target()}/bulk") == ""
-    assert polled(lambda: not [path for path in driver.files() if path.startswith("tmp/")])
+    until(lambda: not [path for path in driver.files() if path.startswith("tmp/")])
     take_down(source)
     take_down(restored)
 
@@ -150,14 +148,14 @@ def test_a_pool_that_fills_up_in_the_middle_of_a_snapshots_copy_keeps_nothing_of
     cutting = Cutting(driver, source.volume_id)
     stranger = take_all_but(place, 100 * MIB)
     cutting.join()
-    assert polled(lambda: not snapshots(driver), 60)
-    assert polled(lambda: driver.files() == before, 10), driver.files()
+    until(lambda: not snapshots(driver), 60)
+    until(lambda: driver.files() == before, 10, what=driver.files)
     with pytest.raises(Failure, match="can be granted") as refused:
         driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id)
     assert refused.value.code is Code.RESOURCE_EXHAUSTED
     stranger.unlink()
     assert driver.call("CreateSnapshot", name="cut", source_volume_id=source.volume_id).snapshot.snapshot_id
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
+    until(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
 
 
 def test_a_pool_that_fills_up_in_the_middle_of_a_volumes_copy_keeps_nothing_of_it(
@@ -199,7 +197,7 @@ def test_a_volume_that_is_copied_does_not_grow_and_one_that_grew_is_copied_whole
     with frozen(place):
         assert driver.code("ControllerExpandVolume", source.expand_request(GIB)) is Code.ABORTED
     cutting.join()
-    assert polled(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
+    until(lambda: all(one.ready_to_use for one in snapshots(driver)), 60)
     [snapshot] = snapshots(driver)
     assert snapshot.size_bytes == source.size_bytes
     assert driver.call("ControllerExpandVolume", source.expand_request(GIB)).capacity_bytes == GIB

@@ -15,7 +15,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from csi_driver.rpc.client import Client
 from tests.checks import CHECKS
 from tests.harness import DIRECTORY, MIB, Driver, Failure, PoolPlace, Workload, admin_volumes, run
 from tests.mounted_trees import digest, filled, looks
+from tests.waiting import until
 
 HOSTVOL = (sys.executable, "-m", "csi_driver")
 KINDS: dict[str, dict[str, Any]] = {
@@ -56,13 +56,6 @@ def imported(driver: Driver, stream: bytes, *arguments: str) -> str:
 
 def pieces(stream: bytes) -> Iterator[bytes]:
     return (stream[start : start + MIB] for start in range(0, len(stream), MIB))
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
 
 
 def image_of(driver: Driver, volume_id: str) -> Path:
@@ -137,9 +130,9 @@ def test_a_sender_that_is_killed_leaves_nothing(tmp_path: Path, make_driver: Mak
         assert sender.stdin is not None
         sender.stdin.write(stream[: 4 * MIB])
         sender.stdin.flush()
-        until(lambda: driver.files() != before)
+        until(lambda: driver.files() != before, 60)
         sender.kill()
-    until(lambda: driver.files() == before)
+    until(lambda: driver.files() == before, 60)
     imported(driver, stream, "--name", "copy")
 
 
@@ -156,7 +149,7 @@ def test_a_reader_that_goes_away_lets_the_source_go(tmp_path: Path, make_driver:
         assert reader.stderr is not None
         assert b"not whole" in reader.stderr.read()
     assert reader.returncode == 1
-    until(lambda: driver.code("DeleteVolume", volume_id=source).name == "OK")
+    until(lambda: driver.code("DeleteVolume", volume_id=source).name == "OK", 60)
 
 
 def test_a_pool_without_room_refuses_before_it_begins(make_pool: MakePool, make_driver: MakeDriver) -> None:
@@ -234,7 +227,7 @@ def test_increments_follow_a_whole_stream(fs_type: str, make_pool: MakePool, mak
                 holes.punch(file.fileno(), (3 + number) * MIB, MIB)
             os.fsync(file.fileno())
         cuts.append(client.create_snapshot(f"cut-{number}", source)["snapshot_id"])
-        until(lambda cut=cuts[-1]: bool(client.snapshot(cut)["state"] == "ready"))
+        until(lambda cut=cuts[-1]: bool(client.snapshot(cut)["state"] == "ready"), 60)
         streams.append(b"".join(client.export(cuts[-1], cuts[-2] if number else "")))
         digests.append(digest(image))
     assert all(len(stream) < MIB for stream in streams[1:])

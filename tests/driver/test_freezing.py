@@ -32,7 +32,8 @@ from csi_driver.pb import csi_pb2
 from csi_driver.store.runtime import boot_id
 from tests.driver.copying import copied, copy_request, cut, from_snapshot, from_volume, take_down
 from tests.driver.grouping import SIZES, MakeDriver, MakePool, delete_group, group_of, last_record, writing
-from tests.harness import MIB, Code, Driver, Failure, Workload, polled, run
+from tests.harness import MIB, Code, Driver, Failure, Workload, run
+from tests.waiting import until
 
 SLACK_SECONDS = 20.0  # the machine may be busy
 
@@ -138,7 +139,7 @@ def test_killed_at_any_step_of_a_freeze_the_driver_leaves_writers_that_go_on(
     delete_group(driver, group_of(driver, first, second))
     for volume in (first, second):
         take_down(volume)
-    assert polled(lambda: driver.files() == [])
+    until(lambda: driver.files() == [])
 
 
 def write_while_frozen(state: str, volume: Mounted) -> None:

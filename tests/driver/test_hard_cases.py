@@ -39,9 +39,9 @@ from tests.harness import (
     admin_volumes,
     backing_files,
     create_request,
-    polled,
     run,
 )
+from tests.waiting import until
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
@@ -92,7 +92,7 @@ def test_a_device_taken_away_from_under_its_publication_must_be_unpublished_firs
     device = loop_of(life.volume_id)
     assert device is not None
     run("losetup", "-d", device)
-    assert polled(lambda: loop_of(life.volume_id) is None)
+    until(lambda: loop_of(life.volume_id) is None)
     assert code_of(life.unstage) is Code.FAILED_PRECONDITION
     assert code_of(life.delete) is Code.FAILED_PRECONDITION
     life.unpublish()
@@ -134,7 +134,7 @@ def test_a_volume_in_a_pool_that_is_not_served_is_not_gone(make_pool: MakePool, 
     assert driver.code("CreateVolume", create_request("other", 16 * MIB)) is Code.OK
     assert os.listdir(there.mount_point or "") == []
     run("mount", "-o", "loop", str(there.image), str(there.mount_point))
-    assert polled(lambda: driver.code("ControllerGetVolume", volume_id=life.volume_id) is Code.OK, 30)
+    until(lambda: driver.code("ControllerGetVolume", volume_id=life.volume_id) is Code.OK, 30)
     life.delete()
 
 
@@ -185,7 +185,7 @@ def test_a_copy_of_a_pool_is_refused(tmp_path: Path, make_driver: MakeDriver) ->
     shutil.copytree(tmp_path / "pool", tmp_path / "copy")
     driver.pools = [driver.pools[0], PoolPlace(tmp_path / "copy")]
     driver.start()
-    assert polled(lambda: "is it a copy?" in driver.log())
+    until(lambda: "is it a copy?" in driver.log())
     assert driver.code("CreateVolume", create_request("one", 16 * MIB)) in (Code.OK, Code.UNAVAILABLE)
 
 
@@ -326,7 +326,7 @@ def test_a_workload_on_a_volume_whose_record_is_damaged_can_end(driver: Driver, 
     life.unstage()
     life.unstage()
     assert driver.mounts() == []
-    assert polled(lambda: loop_of(life.volume_id) is None)
+    until(lambda: loop_of(life.volume_id) is None)
     assert record.exists()
     assert driver.code("CreateVolume", create_request("ending")) is Code.FAILED_PRECONDITION
 

@@ -23,11 +23,12 @@ from csi_driver.linux import holes
 from csi_driver.rpc.client import Client
 from tests.checks import CHECKS
 from tests.driver.grouping import group_of
-from tests.driver.test_exports import hostvol, image_of, pieces, raw, until
+from tests.driver.test_exports import hostvol, image_of, pieces, raw
 from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload, run
 from tests.mounted_trees import digest, filled
 from tests.mounted_trees import looks as looks_mounted
 from tests.random_trees import Gardener, differences, looks
+from tests.waiting import until
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
@@ -52,7 +53,7 @@ Connected = Callable[[Driver], Client]
 def cut(client: Client, name: str, volume_id: str) -> str:
     """A snapshot that is ready."""
     snapshot_id = str(client.create_snapshot(name, volume_id)["snapshot_id"])
-    until(lambda: bool(client.snapshot(snapshot_id)["state"] == "ready"))
+    until(lambda: bool(client.snapshot(snapshot_id)["state"] == "ready"), 60)
     return snapshot_id
 
 
@@ -286,7 +287,7 @@ def test_what_is_applied_to_is_held(make_pool: MakePool, make_driver: MakeDriver
 
     def slowly() -> Iterator[bytes]:
         yield stream[:MIB]
-        until(lambda: any(path.startswith("tmp/") for path in driver.files()))
+        until(lambda: any(path.startswith("tmp/") for path in driver.files()), 60)
         assert driver.code("DeleteSnapshot", snapshot_id=cuts[0]).name == "ABORTED"
         yield stream[MIB:]
 

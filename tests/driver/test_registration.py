@@ -19,8 +19,9 @@ import grpc
 import pytest
 
 from csi_driver.pb import registration_pb2
-from tests.cluster.cluster import free_port, until
+from tests.cluster.cluster import free_port
 from tests.harness import Driver, PoolPlace
+from tests.waiting import until
 
 SERVICE = registration_pb2.DESCRIPTOR.services_by_name["Registration"].full_name
 

@@ -37,7 +37,8 @@ from tests.driver.copying import (
     total_bytes,
     write,
 )
-from tests.harness import DIRECTORY, MIB, Code, Failure, PoolPlace, Workload, polled, run
+from tests.harness import DIRECTORY, MIB, Code, Failure, PoolPlace, Workload, run
+from tests.waiting import until
 
 
 def uuids(workloads: list[Workload]) -> list[str]:
@@ -266,6 +267,6 @@ def test_a_volume_that_was_cut_can_be_written_over_and_a_cut_too_many_is_refused
         write_over()
     assert made, "not even one fits"
     driver.call("DeleteSnapshot", snapshot_id=made.pop())
-    assert polled(lambda: driver.code("CreateSnapshot", name="again", source_volume_id=source.volume_id) is Code.OK, 40)
+    until(lambda: driver.code("CreateSnapshot", name="again", source_volume_id=source.volume_id) is Code.OK, 40)
     write_over()
     take_down(source)

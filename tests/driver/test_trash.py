@@ -35,9 +35,9 @@ from tests.harness import (
     Workload,
     capability,
     create_request,
-    polled,
     run,
 )
+from tests.waiting import until
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]
@@ -160,7 +160,7 @@ def test_a_snapshot_has_the_retention_of_its_volume_or_of_its_class(
     like_its_volume = cut(driver, volume.volume_id, "one")
     otherwise = cut(driver, volume.volume_id, "two", parameters={"retention": "2h", "retentionPolicy": "yield"})
     gone = cut(driver, volume.volume_id, "three", parameters={"retention": "0s"})
-    assert polled(lambda: all(one.snapshot.ready_to_use for one in driver.call("ListSnapshots").entries), 30)
+    until(lambda: all(one.snapshot.ready_to_use for one in driver.call("ListSnapshots").entries), 30)
     fields = {"source_volume_id": volume.volume_id, "parameters": {"retention": "3h"}}
     assert driver.code("CreateSnapshot", name="two", **fields) is Code.ALREADY_EXISTS
     details = refused(Code.INVALID_ARGUMENT, lambda: cut(driver, volume.volume_id, "x", parameters={"pool": "default"}))
@@ -292,7 +292,7 @@ def test_the_operators_ceilings_hold(make_pool: MakePool, make_driver: MakeDrive
     driver.stop()
     driver.options = [",retention=1h,trash=2%"]
     driver.start()
-    assert polled(lambda: [one.name for one in trash(driver)] == ["third"], 30)
+    until(lambda: [one.name for one in trash(driver)] == ["third"], 30)
     [entry] = trash(driver)
     assert entry.expires.seconds - entry.deleted.seconds == 3600
 
@@ -317,8 +317,8 @@ def test_what_is_over_goes_at_the_next_start_and_no_clock_ends_it_early(driver: 
         (room / entries[name].entry).rename(room / f"{entries[name].object_id}@{at}")
     age_record(room / f"{entries['over'].object_id}@{times['over']}", now - 3 * 86400)
     driver.start()
-    assert polled(lambda: {one.name for one in trash(driver)} == {"tomorrow", "before its time"}, 30)
-    assert polled(lambda: all(abs(one.deleted.seconds - now) < 120 for one in trash(driver)), 30), trash(driver)
+    until(lambda: {one.name for one in trash(driver)} == {"tomorrow", "before its time"}, 30)
+    until(lambda: all(abs(one.deleted.seconds - now) < 120 for one in trash(driver)), 30, what=lambda: trash(driver))
     driver.restart()
     for name in ("tomorrow", "before its time"):
         admin(driver, "RestoreTrash", entry=name)
@@ -342,7 +342,7 @@ def test_what_an_earlier_version_left_without_a_retention_goes(driver: Driver) -
         driver.pool / "trash" / f"{volume.volume_id}@{int(time.time())}"
     )
     driver.start()
-    assert polled(lambda: driver.files() == [], 30), driver.files()
+    until(lambda: driver.files() == [], 30, what=driver.files)
 
 
 def test_a_damaged_entry_stays_until_it_is_purged(driver: Driver) -> None:
@@ -376,7 +376,7 @@ def test_a_rollback_and_its_undoing(name: str, make_pool: MakePool, make_driver:
     write(volume, "before")
     away(volume)
     snapshot = cut(driver, volume.volume_id)
-    assert polled(lambda: driver.call("ListSnapshots").entries[0].snapshot.ready_to_use, 30)
+    until(lambda: driver.call("ListSnapshots").entries[0].snapshot.ready_to_use, 30)
     assert back(volume) == "before"
     write(volume, "after")
     asked = {"volume_id": volume.volume_id, "snapshot_id": snapshot.snapshot_id}
@@ -453,7 +453,7 @@ def test_relatives_in_the_trash_still_share(make_pool: MakePool, make_driver: Ma
     admin(driver, "PurgeTrash", entry=trash(driver)[0].entry)
     # XFS lets go of shared blocks in the background.
     asked = create_request("other", other.size_bytes, volume_capabilities=[other.capability])
-    assert polled(lambda: driver.code("CreateVolume", asked) is Code.OK, 20)
+    until(lambda: driver.code("CreateVolume", asked) is Code.OK, 20)
 
 
 def test_ten_thousand_entries_do_not_keep_a_node_from_starting(driver: Driver) -> None:

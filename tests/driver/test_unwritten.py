@@ -33,8 +33,9 @@ from csi_driver.model import (
 from csi_driver.rpc.client import Client
 from csi_driver.store import records
 from tests.driver.grouping import group_of
-from tests.driver.test_exports import image_of, pieces, raw, until
+from tests.driver.test_exports import image_of, pieces, raw
 from tests.harness import DIRECTORY, MIB, Driver, PoolPlace, Workload
+from tests.waiting import until
 
 MakePool = Callable[..., PoolPlace]
 MakeDriver = Callable[..., Driver]

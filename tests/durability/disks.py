@@ -33,6 +33,7 @@ from csi_driver.linux import reflink
 from csi_driver.model import DEFAULT_DRIVER_NAME
 from tests.harness import GIB, PoolPlace, backing_files, run
 from tests.powercut import cut_power
+from tests.waiting import until
 
 # Room for all volumes that the callers may have at once, each grown to twice its size; what is not written takes none.
 SIZE_BYTES = 12 * GIB
@@ -156,7 +157,4 @@ def wait_until_released(image: Path) -> None:
     Of two devices with one btrfs the kernel would mount the older: the disk from before the cut, and the next cut would
     be one of a file that nobody writes to.
     """
-    ends = time.monotonic() + _UNMOUNT_SECONDS
-    while any(path == str(image) for _, path in backing_files()):
-        assert time.monotonic() < ends, f"{image} stays attached"
-        time.sleep(0.02)
+    until(lambda: str(image) not in (path for _, path in backing_files()), _UNMOUNT_SECONDS, f"{image} is detached")

@@ -22,7 +22,8 @@ from tests.durability.callers import Caller
 from tests.durability.disks import Disk
 from tests.durability.snapshot_callers import GroupCaller, SnapshotCaller
 from tests.durability.volume_callers import ImportCaller, ModifyCaller, RollbackCaller
-from tests.harness import Driver, polled
+from tests.harness import Driver
+from tests.waiting import until
 
 CUTS = 5
 SOURCES = ("ext4", "block", "directory")
@@ -71,7 +72,7 @@ def test_cuts_lose_nothing_that_was_acknowledged(driver: Driver, disk: Disk, req
         _ = driver.caller  # made once, by this thread
         for caller in callers:
             caller.begin(turn)
-        assert polled(lambda: all(caller.is_under_way() for caller in callers), 60)
+        until(lambda: all(caller.is_under_way() for caller in callers), 60)
         time.sleep(choices.uniform(0, 0.4))  # the moment of the cut is the point, nothing is waited for
         for caller in callers:
             caller.expect_the_cut()
@@ -83,7 +84,7 @@ def test_cuts_lose_nothing_that_was_acknowledged(driver: Driver, disk: Disk, req
         for caller in callers:
             caller.check()
         forget_the_unheard(driver, callers)
-        assert polled(lambda: not leftovers(driver), 20), leftovers(driver)
+        until(lambda: not leftovers(driver), 20, what=lambda: leftovers(driver))
         for caller in callers:
             caller.come_back()
     told = ", ".join(f"{caller.name} {caller.acknowledged}" for caller in callers)

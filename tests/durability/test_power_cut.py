@@ -31,6 +31,7 @@ import pytest
 from tests.durability.disks import Disk
 from tests.durability.load import KINDS, Book, Kept, Load, read_number, write_number
 from tests.harness import MIB, Code, Driver, Workload, only_by_resize2fs, run
+from tests.waiting import until
 
 CUTS = 20
 _HOUSEKEEPING_SECONDS = 20.0
@@ -112,10 +113,7 @@ class Round:
             self._use(kept)
 
     def wait_for_housekeeping(self) -> None:
-        ends = time.monotonic() + _HOUSEKEEPING_SECONDS
-        while left := self._leftovers():
-            assert time.monotonic() < ends, left
-            time.sleep(0.01)
+        until(lambda: not self._leftovers(), _HOUSEKEEPING_SECONDS, self._leftovers)
 
     def _leftovers(self) -> list[str]:
         pool = self.driver.pool

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import MIB, Code, Driver, Failure, Workload, polled
+from tests.harness import MIB, Code, Driver, Failure, Workload
+from tests.waiting import until
 
 THICK = {"provisioning": "thick"}
 
@@ -27,7 +28,7 @@ def refusing(driver: Driver, call: str, error: str, when: str, log: Path) -> Ite
     command += ["-e", f"inject={call}:error={error}:when={when}", "-p", str(driver.pid)]
     tracer = subprocess.Popen(command)
     try:
-        assert polled(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{driver.pid}/status").read_text())
+        until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{driver.pid}/status").read_text())
         # Its other threads are seized one after the other.
         time.sleep(0.2)
         yield

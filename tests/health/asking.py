@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import until
 from tests.harness import Driver, Workload, run
+from tests.waiting import until
 
 OFTEN = {"domain.health._FRESH_SECONDS": 0.1, "domain.health._LOOK_SECONDS": 1.0}
 LOST, GONE, WORSE = csi_pb2.DATA_LOSS, csi_pb2.INACCESSIBLE, csi_pb2.DEGRADED

@@ -19,10 +19,10 @@ from csi_driver.domain.pools import PoolOptions
 from csi_driver.linux import ext4_superblock, superblocks
 from csi_driver.linux.superblocks import Finding
 from csi_driver.model import PoolName
-from tests.cluster.cluster import until
 from tests.harness import MIB, Driver, Workload
 from tests.health.asking import WORSE, image, published, troubles
 from tests.health.test_filesystems import message, patch, put_away
+from tests.waiting import until
 
 AFTER_ALL_TIME = b"\xff\xff\xff\xff", b"\xff"
 

@@ -23,9 +23,9 @@ import pytest
 from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.unmounted_images import UnmountedImages
 from csi_driver.linux import superblocks
-from tests.cluster.cluster import until
 from tests.harness import MIB, Driver, Failure, Workload, run
 from tests.health.asking import GONE, WORSE, device, image, published, troubles, wait_listed
+from tests.waiting import until
 
 FOREVER = float("inf")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.pb import csi_pb2
-from tests.cluster.cluster import free_port, until
+from tests.cluster.cluster import free_port
 from tests.harness import DIRECTORY, GIB, MIB, Code, Driver, PoolPlace, Workload, create_request, run
 from tests.health.asking import (
     GONE,
@@ -42,6 +42,7 @@ from tests.health.asking import (
 )
 from tests.powercut import cut_power
 from tests.soak.observing import frozen, unanswering_filesystem
+from tests.waiting import until
 
 MakeDriver = Callable[..., Driver]
 MakePool = Callable[..., PoolPlace]

@@ -27,9 +27,10 @@ from csi_driver.domain.node import Node
 from csi_driver.domain.pools import PoolOptions
 from csi_driver.model import PoolName
 from csi_driver.pb import admin_pb2
-from tests.harness import Code, Driver, Workload, polled
+from tests.harness import Code, Driver, Workload
 from tests.health.asking import OFTEN, image
 from tests.soak.observing import unanswering_filesystem
+from tests.waiting import until
 
 NOT_YET = ("default", "PoolNotLookedAt", "UNKNOWN")
 
@@ -88,7 +89,7 @@ def test_until_a_look_has_ended_nothing_is_said_to_be_well(node: Node, monkeypat
         node.health.refresh()
         return told(node) == {LOST}
 
-    assert polled(has_looked, 60), told(node)
+    until(has_looked, 60, what=lambda: told(node))
     assert column(node) == {"ok", "ContentMissing"}
 
 
@@ -117,7 +118,7 @@ def test_whoever_looks_goes_on_after_a_failure(node: Node, monkeypatch: pytest.M
     monkeypatch.setattr(health, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(node.health, "_look", fail_first)
     node.health.start()
-    assert polled(lambda: told(node) == {LOST}, 60), told(node)
+    until(lambda: told(node) == {LOST}, 60, what=lambda: told(node))
     assert not failures
 
 
@@ -158,14 +159,14 @@ def test_pools_that_hang_leave_threads_to_who_asks_what_is_wrong(
             for one in volumes
             for _ in range(9)
         ]
-        assert polled(lambda: sum(one.done() for one in asked) == len(asked) - 32, 60)
+        until(lambda: sum(one.done() for one in asked) == len(asked) - 32, 60)
         assert {one.code() for one in asked if one.done()} == {Code.ABORTED}
         assert get(admin_pb2.GetVolumeRequest(volume_id=other.volume_id), timeout=20).name == "other"
 
         def reasons() -> set[str]:
             return {one.reason for one in driver.call("ListTroubles", timeout=20)}
 
-        assert polled(lambda: reasons() == {"PoolNotAnswering"}, 60), reasons()
+        until(lambda: reasons() == {"PoolNotAnswering"}, 60, what=reasons)
         for abort in silences:
             abort()
-        assert polled(lambda: all(one.done() for one in asked), 60)
+        until(lambda: all(one.done() for one in asked), 60)

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from csi_driver.domain import copies
-from tests.cluster.cluster import until
 from tests.conformance.probing import refused
 from tests.harness import MIB, Code, Driver, PoolPlace, Workload, create_request, run
 from tests.health.asking import WORSE, troubles
+from tests.waiting import until
 
 WORDS = ("pool default", "read-only", "kernel's log")
 

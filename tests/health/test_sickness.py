@@ -18,7 +18,7 @@ from csi_driver.domain.catalogue import Catalogue
 from csi_driver.domain.sickness import Sickness
 from csi_driver.linux import xfs_health
 from csi_driver.linux.mountinfo import MountEntry
-from tests.cluster.cluster import until
+from tests.waiting import until
 
 FOREVER = float("inf")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "daemonset/chart"
@@ -50,17 +51,16 @@ def run(*command: str, stdin: str = "", seconds: float = 120, environment: dict[
 
 def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "", every: float = 0.25) -> Any:
     """The first true value of the condition; what it raises as CommandFailed counts as not yet."""
-    ends = time.monotonic() + seconds
     last = ""
-    while time.monotonic() < ends:
+
+    def found() -> Any:
+        nonlocal last
         try:
-            found = condition()
+            return condition()
         except CommandFailed as failure:
-            found, last = None, str(failure)
-        if found:
-            return found
-        time.sleep(every)
-    raise AssertionError(f"not within {seconds} s: {what or condition} {last}")
+            last = str(failure)
+
+    return waiting.until(found, seconds, lambda: f"{what or condition} {last}", every=every)
 
 
 @dataclass(frozen=True)

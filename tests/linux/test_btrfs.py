@@ -15,8 +15,9 @@ import pytest
 from csi_driver.linux import attributes, btrfs, btrfs_items, btrfs_quota, btrfs_space
 from csi_driver.linux.btrfs_space import Device, SpaceInfo
 from csi_driver.linux.ioctl import exchange
+from tests.waiting import until
 
-from .filesystem_images import MIB, eventually, mounted, opened, run
+from .filesystem_images import MIB, mounted, opened, run
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 GIB = 1024 * MIB
@@ -250,7 +251,7 @@ def test_a_qgroup_goes_with_its_subvolume(quota_pool: Path) -> None:
         assert not btrfs_quota.destroy_qgroup(parent, identity), "neither does one that is not cleaned up"
         assert btrfs_quota.stale_qgroups(parent) == []
         run("btrfs", "subvolume", "sync", quota_pool, str(identity))
-        assert eventually(lambda: btrfs_quota.destroy_qgroup(parent, identity))
+        until(lambda: btrfs_quota.destroy_qgroup(parent, identity))
         assert btrfs_quota.destroy_qgroup(parent, identity), "gone already is fine"
         assert f"0/{identity}" not in shown_qgroups(quota_pool)
 
@@ -372,7 +373,7 @@ def test_what_is_freed_is_available_again(tmp_path: Path) -> None:
             assert during <= before - before // 2 + MIB
         (path / "image").unlink()
         sync(path)
-        assert eventually(lambda: btrfs_space.available_data_bytes(fd) >= before - 32 * MIB)
+        until(lambda: btrfs_space.available_data_bytes(fd) >= before - 32 * MIB)
 
 
 DATA, METADATA, DUP, RAID1, RAID0, RAID1C3, RAID5, RAID6 = 1, 4, 32, 16, 8, 512, 128, 256

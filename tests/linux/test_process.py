@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.linux import process
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,19 +29,8 @@ def is_running(pid: int) -> bool:
 
 def read_when_written(path: Path) -> int:
     """Return the number that a child writes into the file, once it is there."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if path.exists() and (text := path.read_text()).endswith("\n"):
-            return int(text)
-        time.sleep(0.01)
-    raise AssertionError(f"nothing in {path}")
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_running(pid)
+    until(lambda: path.exists() and path.read_text().endswith("\n"), what=f"a number in {path}")
+    return int(path.read_text())
 
 
 def test_a_tools_output_comes_back() -> None:
@@ -113,7 +103,8 @@ def test_a_tool_that_takes_too_long_is_killed_with_all_it_started(tmp_path: Path
         process.run(["sh", "-c", 'sleep 60 & echo $! >"$0"; wait', str(note)], timeout=0.5)
     assert time.monotonic() - started < 10
     assert failure.value.errno == errno.ETIMEDOUT
-    wait_until_gone(read_when_written(note))
+    pid = read_when_written(note)
+    until(lambda: not is_running(pid), 10)
 
 
 @pytest.mark.parametrize("dies", [True, False])
@@ -131,7 +122,7 @@ def test_a_tool_dies_with_its_caller_where_that_was_asked_for(tmp_path: Path, di
         caller.kill()
         caller.wait()
     if dies:
-        wait_until_gone(pid)
+        until(lambda: not is_running(pid), 10)
     else:
         time.sleep(0.2)
         assert is_running(pid)

@@ -19,6 +19,7 @@ from pathlib import Path
 from csi_driver.linux import libc
 from csi_driver.linux.ioctl import iowr
 from tests.harness import Code, Driver, Failure
+from tests.waiting import until
 
 # include/uapi/linux/fs.h
 FIFREEZE = iowr(ord("X"), 119, 4)
@@ -28,14 +29,6 @@ _FUSE_IN_HEADER = struct.Struct("<IIQQIIIHH")
 _FUSE_OUT_HEADER = struct.Struct("<IiQ")
 _FUSE_INIT_OUT = struct.Struct("<IIIIHHIIHHIIHHIIIII")
 _FUSE_INIT = 26
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    """Poll until `condition` holds."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
 
 
 def mount_table(below: Path) -> list[tuple[str, bool]]:
@@ -155,7 +148,7 @@ def _stop_mkfs(pid: int, caller: threading.Thread) -> int | None:
             if command == "mkfs.btrfs":
                 with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                     os.kill(child, signal.SIGSTOP)
-                    wait_until(partial(_is_stopped, child), "the mkfs stands still", 2.0)
+                    until(partial(_is_stopped, child), 2.0, "the mkfs stands still", every=0.005)
                     return child
     return None
 

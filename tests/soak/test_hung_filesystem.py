@@ -28,8 +28,8 @@ from tests.soak.observing import (
     status_number,
     together,
     unanswering_filesystem,
-    wait_until,
 )
+from tests.waiting import until
 
 # Kubelet gives up after minutes, the provisioner after 10 s; what is served beside a hang has to be far from both.
 SOON_SECONDS = 2.0
@@ -171,7 +171,7 @@ def test_a_pool_that_hangs_holds_up_no_other_pool(
     assert asked < SOON_SECONDS
 
     for request in requests:
-        wait_until(partial(is_created, driver, request), "what hung is finished")
+        until(partial(is_created, driver, request), what="what hung is finished")
     there.down()
     for entry in driver.call("ListVolumes").entries:
         driver.call("DeleteVolume", volume_id=entry.volume.volume_id)
@@ -195,9 +195,9 @@ def test_a_volume_whose_filesystem_hangs_holds_up_no_other_volume(driver: Driver
     assert not probes.failures
     assert max(probes.seconds) < PROBE_SECONDS
     assert Path(hung.target(), "note").read_text() == "late"
-    wait_until(
+    until(
         lambda: driver.code("NodeUnpublishVolume", volume_id=hung.volume_id, target_path=hung.target()) is Code.OK,
-        "unpublished",
+        what="unpublished",
     )
     hung.down()
     assert_nothing_remains(driver)

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, PoolPlace, Workload, capability, create_request
-from tests.soak.observing import assert_nothing_remains, held_create, wait_until
+from tests.soak.observing import assert_nothing_remains, held_create
+from tests.waiting import until
 
 GRACE_SECONDS = 3
 # Beyond the grace: the interpreter's own end, on a busy machine.
@@ -86,7 +87,7 @@ def test_a_sigterm_while_volumes_are_made_and_mounted_leaves_nothing_half_done(
     driver.start()
     listed = {entry.volume.volume_id for entry in driver.call("ListVolumes").entries}
     assert set(created.values()) <= listed
-    wait_until(lambda: not [path for path in driver.files() if path.startswith(("tmp/", "trash/"))], "swept")
+    until(lambda: not [path for path in driver.files() if path.startswith(("tmp/", "trash/"))], what="swept")
     for workload in workloads:
         workload.up()
         if workload.name in created:
@@ -112,7 +113,7 @@ def test_what_does_not_end_within_the_grace_is_abandoned(make_driver: Callable[.
     assert seconds < GRACE_SECONDS + MARGIN_SECONDS
     assert held.outcome[0] in {Code.UNAVAILABLE, Code.CANCELLED}
     driver.start()
-    wait_until(lambda: not [path for path in driver.files() if path.startswith("tmp/")], "swept")
+    until(lambda: not [path for path in driver.files() if path.startswith("tmp/")], what="swept")
     again = Workload(driver, names[-1], fs_type="btrfs", size_bytes=128 * MIB)
     again.up()
     again.down()

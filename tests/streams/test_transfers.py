@@ -30,7 +30,7 @@ from csi_driver.errors import NotReady, SourceRefused, TooManyTransfers, Transfe
 from csi_driver.pb import peer_pb2
 from csi_driver.streams.journal import Journal
 from csi_driver.streams.layout import MAGIC
-from tests.cluster.cluster import until
+from tests.waiting import until
 
 SOURCE = "vol-0123456789abcdef-1"
 

@@ -44,7 +44,8 @@ from csi_driver.linux import quota
 from csi_driver.model import DEFAULT_DRIVER_NAME
 from tests.harness import MIB, Code, Driver, Failure, PoolPlace, Workload, create_request, run
 from tests.powercut import cut_power
-from tests.uml.guest_quota import NOBODY, WRITER, eventually, mounted, open_directory, reported, write
+from tests.uml.guest_quota import NOBODY, WRITER, mounted, open_directory, reported, write
+from tests.waiting import until
 
 DISKS = {"xfs": "/dev/ubda", "ext4": "/dev/ubdb"}
 BTRFS_DISK = "/dev/ubdc"
@@ -86,7 +87,7 @@ def driver(one_driver: Driver) -> Iterator[Driver]:
     """A driver without volumes; a test that passed leaves no mount, no loop device and no file."""
     yield one_driver
     assert (one_driver.mounts(), one_driver.loops()) == ([], [])
-    assert eventually(lambda: one_driver.files() == []), one_driver.files()
+    until(lambda: one_driver.files() == [], what=one_driver.files)
 
 
 def kind_of(path: Path) -> str:
@@ -187,10 +188,10 @@ def test_a_volume_holds_no_byte_over_its_size_from_create_to_delete(filesystem: 
     assert disk_usage(full_at) <= limit
 
     full.down()
-    assert eventually(lambda: is_free(filesystem, project_id)), reported(filesystem, project_id)
+    until(lambda: is_free(filesystem, project_id), what=lambda: reported(filesystem, project_id))
     assert reported(filesystem, others) == (disk_usage(neighbour_at), limit)
     neighbour.down()
-    assert eventually(lambda: is_free(filesystem, others))
+    until(lambda: is_free(filesystem, others))
 
 
 def test_a_full_volume_that_grows_holds_exactly_what_was_added(filesystem: Path, driver: Driver) -> None:
@@ -209,7 +210,7 @@ def test_a_full_volume_that_grows_holds_exactly_what_was_added(filesystem: Path,
     assert workload.expand_on_node() == 24 * MIB
     assert reported(filesystem, project_id)[1] == 24 * MIB
     workload.down()
-    assert eventually(lambda: is_free(filesystem, project_id))
+    until(lambda: is_free(filesystem, project_id))
 
 
 @pytest.mark.parametrize("point", ["expand.intended", "directory.limit_raised", "expand.extended", "expand.recorded"])
@@ -321,8 +322,8 @@ def test_a_driver_killed_at_any_step_leaves_no_limit_once_it_is_back(filesystem:
 
     driver.start()
     assert len(taken) == 3
-    assert eventually(lambda: all(is_free(filesystem, project_id) for project_id in taken))
-    assert eventually(lambda: driver.files() == [])
+    until(lambda: all(is_free(filesystem, project_id) for project_id in taken))
+    until(lambda: driver.files() == [])
     assert write(up(first), NOBODY, "write") in FULL
     assert disk_usage(Path(first.target())) <= first.size_bytes
     first.down()
@@ -391,7 +392,7 @@ def test_a_directory_gets_its_limit_while_nobody_uses_it(filesystem: Path, drive
     modify(workload, "required")
     assert reported(filesystem, project_id)[1] == 64 * MIB
     workload.delete()
-    assert eventually(lambda: is_free(filesystem, project_id))
+    until(lambda: is_free(filesystem, project_id))
 
 
 def test_a_limit_survives_a_power_cut_and_a_deleted_one_does_not(filesystem: Path, driver: Driver) -> None:
@@ -407,7 +408,7 @@ def test_a_limit_survives_a_power_cut_and_a_deleted_one_does_not(filesystem: Pat
     assert reported(filesystem, project_of(kept))[1] == 8 * MIB
     assert write(up(kept), NOBODY, "write") in FULL
     assert 8 * MIB - SLACK <= disk_usage(Path(kept.target())) <= 8 * MIB
-    assert eventually(lambda: is_free(filesystem, gone)), reported(filesystem, gone)
+    until(lambda: is_free(filesystem, gone), what=lambda: reported(filesystem, gone))
     kept.down()
 
 
@@ -432,12 +433,12 @@ def test_growth_is_quota_less_usage(driver: Driver) -> None:
     run("sync", "-f", str(target))
     # What was written is not available any more and not promised any more: the rest is what it was before.
     rest = directory(driver, "rest", granted - 8 * MIB)
-    assert eventually(lambda: code_of_creating(rest) is Code.OK)
+    until(lambda: code_of_creating(rest) is Code.OK)
     rest.create()
     assert capacity(driver) <= 16 * MIB
     rest.delete()
     half.down()
-    assert eventually(lambda: abs(capacity(driver) - everything) <= 2 * MIB)
+    until(lambda: abs(capacity(driver) - everything) <= 2 * MIB)
 
 
 def test_volumes_granted_to_the_brim_are_all_written_full_at_once(filesystem: Path, driver: Driver) -> None:
@@ -497,12 +498,12 @@ def test_a_workload_that_changes_projects_takes_no_limit_from_anybody(filesystem
         run("chattr", "-p", str(others), str(path))
     assert [charged_to(path) for path in (at, at / "moved", at / "kept")] == [others, others, own]
     hostile.down()
-    assert eventually(lambda: is_free(filesystem, own)), reported(filesystem, own)
+    until(lambda: is_free(filesystem, own), what=lambda: reported(filesystem, own))
     assert reported(filesystem, others)[1] == victim.size_bytes
     assert write(victim_at, NOBODY, "write") in FULL
     assert victim.size_bytes - SLACK <= disk_usage(victim_at) <= victim.size_bytes
     victim.down()
-    assert eventually(lambda: is_free(filesystem, others))
+    until(lambda: is_free(filesystem, others))
 
 
 def test_a_pool_mounted_without_its_quota_serves_what_it_has_and_refuses_more(filesystem: Path, driver: Driver) -> None:
@@ -620,10 +621,10 @@ def test_qgroups_that_an_older_kernel_keeps_are_reaped(tmp_path: Path) -> None:
         assert len(qgroups()) == 2
         workload.down()
         # The kernel lets nobody take the qgroup before the commit after the one that removed the subvolume.
-        assert eventually(lambda: not any(bytes_ for name, bytes_ in qgroups().items() if name != "0/5"))
+        until(lambda: not any(bytes_ for name, bytes_ in qgroups().items() if name != "0/5"))
         print(f"btrfs of {os.uname().release}: after the deletion {sorted(qgroups())}")
         driver.restart()
-        assert eventually(lambda: set(qgroups()) == {"0/5"}), qgroups()
+        until(lambda: set(qgroups()) == {"0/5"}, what=qgroups)
         again = directory(driver, "again")
         assert write(up(again), NOBODY, "write") in FULL
         again.down()

@@ -19,6 +19,7 @@ import pytest
 
 from csi_driver.linux import extents, quota, tree
 from csi_driver.linux.quota import ProjectQuotaState, QuotaUsage
+from tests.waiting import until
 
 MIB = 1 << 20
 NOBODY = 65534
@@ -236,17 +237,7 @@ def test_an_id_is_free_again_after_its_removal(filesystem: Path) -> None:
         tree.remove_tree(fd, "passing")
         assert not quota.is_free(fd, project_id)
         quota.set_limit(fd, project_id, 0)
-        assert eventually(lambda: quota.is_free(fd, project_id)), quota.usage(fd, project_id)
-
-
-def eventually(claim: object) -> bool:
-    """XFS inactivates unlinked inodes in the background."""
-    assert callable(claim)
-    for _ in range(100):
-        if claim():
-            return True
-        time.sleep(0.05)
-    return False
+        until(lambda: quota.is_free(fd, project_id), what=lambda: quota.usage(fd, project_id))
 
 
 def test_limits_are_rounded_down_to_whole_blocks(project: tuple[Path, int, int]) -> None:

@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 from csi_driver.pb import csi_pb2
-from tests.harness import MIB, Code, Driver, Workload, create_request, polled, run
+from tests.harness import MIB, Code, Driver, Workload, create_request, run
 from tests.uml.guest_driver import (
     FULL,
     REQUIRED,
@@ -35,6 +35,7 @@ from tests.uml.guest_driver import (
     up,
 )
 from tests.uml.guest_quota import NOBODY, reported, write
+from tests.waiting import until
 
 __all__ = ["driver", "filesystem", "one_driver"]
 
@@ -51,7 +52,7 @@ def down(workload: Workload) -> None:
 def cut(source: Workload, name: str) -> str:
     call = source.driver.call
     made = call("CreateSnapshot", name=name, source_volume_id=source.volume_id).snapshot
-    assert polled(lambda: call("GetSnapshot", snapshot_id=made.snapshot_id).snapshot.ready_to_use, 60)
+    until(lambda: call("GetSnapshot", snapshot_id=made.snapshot_id).snapshot.ready_to_use, 60)
     return str(made.snapshot_id)
 
 
@@ -156,7 +157,7 @@ def test_what_comes_back_from_the_trash_has_its_project_and_its_limit(driver: Dr
     for one in (workload, other):
         one.delete()
     driver.call("PurgeTrash", entry=driver.call("ListTrash").entries[0].entry)
-    assert polled(lambda: is_free(filesystem, project))
+    until(lambda: is_free(filesystem, project))
 
 
 def test_a_rollback_and_its_undoing_have_a_project_and_the_limit_of_the_volume(
@@ -180,4 +181,4 @@ def test_a_rollback_and_its_undoing_have_a_project_and_the_limit_of_the_volume(
     driver.call("DeleteSnapshot", snapshot_id=snapshot_id)
     for left in driver.call("ListTrash").entries:
         driver.call("PurgeTrash", entry=left.entry)
-    assert polled(lambda: is_free(filesystem, rolled) and is_free(filesystem, before))
+    until(lambda: is_free(filesystem, rolled) and is_free(filesystem, before))

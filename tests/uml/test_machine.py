@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
+
 from .machine import REPOSITORY, BootError, needs_uml, run_in_uml
 
 pytestmark = [pytest.mark.uml, needs_uml]
@@ -81,7 +83,7 @@ def test_a_machine_that_takes_too_long_is_killed_with_all_its_processes(tmp_path
     disk.write_bytes(bytes(1 << 20))
     with pytest.raises(subprocess.TimeoutExpired):
         run_in_uml(["sh", "-c", "sleep 600 & sleep 600 & sleep 600"], disks=[disk], timeout=8)
-    assert eventually_none(str(disk))
+    until(lambda: not processes_with(str(disk)))
 
 
 def test_a_machine_dies_with_the_test_run(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_machine_dies_with_the_test_run(tmp_path: Path) -> None:
             assert run.poll() is None
             time.sleep(0.1)
         run.send_signal(signal.SIGKILL)
-    assert eventually_none(f"ubd0={disk}")
+    until(lambda: not processes_with(f"ubd0={disk}"))
 
 
 def test_a_machine_that_stops_before_its_command_ends_is_told_apart() -> None:
@@ -108,11 +110,3 @@ def test_a_machine_that_stops_before_its_command_ends_is_told_apart() -> None:
 def test_a_command_that_does_not_exist_is_told_on_the_console() -> None:
     with pytest.raises(BootError, match="no-such-command"):
         run_in_uml(["/no-such-command"], timeout=60)
-
-
-def eventually_none(text: str) -> bool:
-    for _ in range(100):
-        if not processes_with(text):
-            return True
-        time.sleep(0.05)
-    return False
