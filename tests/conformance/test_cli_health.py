@@ -5,15 +5,20 @@
   the code of a failure, nor that of a misspelled command.
 - What is well again is not told any more.
 - As long as not everything has been looked at, nothing is said to be well, and the code is one of its own.
-- A filesystem that hangs is told, and keeps neither command from answering.
+- A filesystem that hangs is told, and keeps neither command from answering; a driver that hangs itself is not waited
+  for without end.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from csi_driver.rpc import client
 from tests.conformance.commands import Done, failed, hostvol, succeeded
 from tests.harness import MIB, Driver, Workload
 from tests.health.asking import OFTEN
@@ -109,3 +114,13 @@ def test_a_filesystem_that_hangs_is_told_and_keeps_nobody_waiting(
     with unanswering_filesystem(hung.staging):
         until(lambda: reasons(driver) == {("volume", "hung", "NotAnswering")}, 60, what=lambda: reasons(driver))
         assert column(driver) == {"hung": "NotAnswering"}
+
+
+def test_a_driver_that_never_answers_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_MEMORY_SECONDS", 0.5)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent.sock"))
+        silent.listen()
+        failed(1, "eadline", arguments=("health",), endpoint=f"unix://{tmp_path}/silent.sock")
