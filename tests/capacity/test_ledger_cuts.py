@@ -20,17 +20,7 @@ from csi_driver.domain import ledger as ledger_module
 from csi_driver.domain.catalogue import Catalogue, SnapshotCatalogue
 from csi_driver.domain.kinship import Kinship
 from csi_driver.errors import InsufficientCapacity, InsufficientForCut
-from csi_driver.model import (
-    GIB,
-    MIB,
-    AccessType,
-    PoolName,
-    Snapshot,
-    SnapshotId,
-    Volume,
-    VolumeId,
-    VolumeParameters,
-)
+from csi_driver.model import GIB, MIB, AccessType, PoolName, Snapshot, SnapshotId, Volume, VolumeId, VolumeParameters
 from tests.capacity.books import BLOCK, USABLE, Books, Clock
 from tests.capacity.test_ledger_machine import LedgerMachine
 

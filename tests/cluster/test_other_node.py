@@ -27,15 +27,7 @@ from tests.cluster.cluster import Cluster, topology
 from tests.cluster.peer import Peer, volume_id
 from tests.cluster.test_cluster import HOST, addresses
 from tests.cluster.transfers import RAW, Create, asked, half_way, image_of, left, made, sends, sent_bytes, written
-from tests.harness import (
-    DIRECTORY,
-    MIB,
-    Code,
-    PoolPlace,
-    Workload,
-    capability,
-    run,
-)
+from tests.harness import DIRECTORY, MIB, Code, PoolPlace, Workload, capability, run
 from tests.mounted_trees import digest, filled, looks
 from tests.waiting import until
 

@@ -20,16 +20,7 @@ from csi_driver.linux import growth
 from csi_driver.pb import csi_pb2
 from tests.conformance.growing import KINDS, growing, grows_mounted, is_unlimited, size_of, statistics_total
 from tests.conformance.probing import refused, traces
-from tests.harness import (
-    GIB,
-    MIB,
-    Code,
-    Driver,
-    Workload,
-    capability,
-    create_request,
-    run,
-)
+from tests.harness import GIB, MIB, Code, Driver, Workload, capability, create_request, run
 
 
 @pytest.fixture(params=KINDS)

@@ -26,16 +26,7 @@ from csi_driver.linux import sync
 from csi_driver.linux.reflink import Cost
 from csi_driver.model import AccessType, Volume, VolumeId, VolumeParameters
 from tests.driver.copying import check_sound, copied, from_snapshot, read, take_down, write
-from tests.driver.grouping import (
-    SIZES,
-    MakeDriver,
-    MakePool,
-    delete_group,
-    group_of,
-    last_record,
-    restored,
-    writing,
-)
+from tests.driver.grouping import SIZES, MakeDriver, MakePool, delete_group, group_of, last_record, restored, writing
 from tests.harness import DIRECTORY, MIB, Code, Driver, Failure, Workload
 
 CUTS = 12

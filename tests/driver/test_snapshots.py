@@ -31,10 +31,7 @@ from tests.driver.copying import (
     take_down,
     write,
 )
-from tests.harness import (
-    Code,
-    Failure,
-)
+from tests.harness import Code, Failure
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())

@@ -21,15 +21,7 @@ import pytest
 
 from csi_driver.domain.copies import _Job
 from csi_driver.errors import CallFailed
-from csi_driver.model import (
-    AccessType,
-    PoolName,
-    Snapshot,
-    SnapshotId,
-    Volume,
-    VolumeId,
-    VolumeParameters,
-)
+from csi_driver.model import AccessType, PoolName, Snapshot, SnapshotId, Volume, VolumeId, VolumeParameters
 from csi_driver.rpc.client import Client
 from csi_driver.store import records
 from tests.driver.grouping import group_of

@@ -14,16 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubernetes.kubernetes import (
-    DRIVER,
-    NAMESPACE,
-    CommandFailed,
-    Kubernetes,
-    Object,
-    PodMaker,
-    until,
-    with_pool,
-)
+from tests.kubernetes.kubernetes import DRIVER, NAMESPACE, CommandFailed, Kubernetes, Object, PodMaker, until, with_pool
 from tests.kubernetes.test_lifecycle import mount_of, restart
 
 

@@ -12,16 +12,7 @@ import pytest
 
 from tests.deployment.classes import ACCEPTED, REFUSED
 from tests.kubernetes.conftest import volumes_of
-from tests.kubernetes.kubernetes import (
-    NAMESPACE,
-    NODE_PODS,
-    POOL,
-    Kubernetes,
-    PodMaker,
-    claim,
-    storage_class,
-    until,
-)
+from tests.kubernetes.kubernetes import NAMESPACE, NODE_PODS, POOL, Kubernetes, PodMaker, claim, storage_class, until
 
 
 def mount_of(kubernetes: Kubernetes, namespace: str, name: str, path: str) -> str:

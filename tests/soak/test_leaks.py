@@ -37,14 +37,7 @@ from tests.harness import (
     create_request,
     exported,
 )
-from tests.soak.observing import (
-    assert_nothing_remains,
-    descriptors,
-    mount_table,
-    remains,
-    status_number,
-    together,
-)
+from tests.soak.observing import assert_nothing_remains, descriptors, mount_table, remains, status_number, together
 
 OPERATIONS = int(os.environ.get("HOSTVOL_OPERATIONS", "2000"))
 SEED = int(os.environ.get("HOSTVOL_SEED", "1"))

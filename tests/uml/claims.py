@@ -18,16 +18,16 @@ in_uml = [pytest.mark.uml, needs_uml, pytest.mark.timeout(_MACHINE_SECONDS + 60)
 
 
 def check_claims(
-    guest: str, select: str = "", *, disks: Sequence[Path] = (), disk_bytes: int = 0, memory_mib: int = 1024
+    *guests: str, select: str = "", disks: Sequence[Path] = (), disk_bytes: int = 0, memory_mib: int = 1024
 ) -> None:
-    """Run the tests of `guest` that `select` (pytest -k) chooses, with empty disks; none may fail or be skipped."""
+    """Run the tests of `guests` that `select` (pytest -k) chooses, with empty disks; none may fail or be skipped."""
     for disk in disks:
         with open(disk, "wb") as file:
             file.truncate(disk_bytes)
     selection = ["-k", select] if select else []
     limit = ["-o", f"timeout={_CLAIM_SECONDS}"]
     outcome = run_in_uml(
-        [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", *limit, *selection, guest],
+        [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", *limit, *selection, *guests],
         disks=disks,
         timeout=_MACHINE_SECONDS,
         memory_mib=memory_mib,

@@ -18,7 +18,7 @@ import pytest
 from csi_driver.linux import growth
 from tests.growth.under_load import grow_below_a_writer
 from tests.harness import GIB, MIB, Code, Driver, PoolPlace, Workload, run
-from tests.uml.guest_quota import mounted
+from tests.uml.quotas import mounted
 
 DISKS = {"xfs": "/dev/ubda", "ext4": "/dev/ubdb"}
 GROUP = 128 * MIB

@@ -11,66 +11,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from csi_driver.linux import extents, quota, tree
 from csi_driver.linux.quota import ProjectQuotaState, QuotaUsage
+from tests.uml.quotas import MKFS, NOBODY, WRITER, mounted, open_directory, reported, run, write
 from tests.waiting import until
 
 MIB = 1 << 20
-NOBODY = 65534
 DISKS = {"xfs": "/dev/ubda", "ext4": "/dev/ubdb"}
 SPARE = "/dev/ubdc"
 # ext4 charges the blocks of an extent tree when delayed allocation needs them, and never refuses those.
 TREE_BYTES = {"xfs": 0, "ext4": 64 * 1024}
-MKFS = {
-    "xfs": ["mkfs.xfs", "-q", "-f"],
-    "ext4": ["mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"],
-}
-WRITER = """
-import os, sys
-os.chdir(sys.argv[1])
-if sys.argv[2] != "0":
-    os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
-way, name = sys.argv[3:5]
-try:
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND * (way == "append"), 0o600)
-    for step in range(1 << 20):
-        if way == "fallocate":
-            os.posix_fallocate(fd, step << 20, 1 << 20)
-        elif way == "files":
-            os.close(os.open(f"{name}-{step}", os.O_RDWR | os.O_CREAT, 0o600))
-            with open(f"{name}-{step}", "wb") as file:
-                file.write(b"x" * 70_000)
-        elif way == "sparse":
-            os.pwrite(fd, b"x" * 5000, step * 100_000)
-        else:
-            os.write(fd, b"x" * 65_536)
-        if step % 16 == 0:
-            os.fsync(fd)
-except OSError as error:
-    print(error.errno)
-"""
-
-
-def run(*command: str | Path) -> str:
-    arguments = [str(word) for word in command]
-    return subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=120).stdout
-
-
-@contextmanager
-def mounted(place: Path, kind: str, options: str, *, disk: str, mkfs: Sequence[str] = ()) -> Iterator[Path]:
-    place.mkdir(parents=True, exist_ok=True)
-    run(*(mkfs or MKFS[kind]), disk)
-    run("mount", "-t", kind, "-o", options, disk, place)
-    try:
-        yield place
-    finally:
-        run("umount", place)
 
 
 @pytest.fixture(scope="module", params=["xfs", "ext4"])
@@ -97,28 +52,6 @@ def project(filesystem: Path) -> Iterator[tuple[Path, int, int]]:
         run("rm", "-rf", path)
 
 
-def write(path: Path, user: int, way: str, name: str = "file") -> int:
-    """Write until it fails, as somebody else; return the errno."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", WRITER, path, str(user), way, name],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return int(done.stdout)
-
-
-def reported(filesystem: Path, project_id: int) -> tuple[int, int]:
-    """(used, hard limit) in bytes, as xfs_quota tells, which is another implementation of both interfaces."""
-    report = run("xfs_quota", "-f", "-x", "-c", "report -p -b -n -N", filesystem)
-    for line in report.splitlines():
-        if line.startswith(f"#{project_id} "):
-            words = line.split()
-            return int(words[1]) * 1024, int(words[3]) * 1024
-    return 0, 0
-
-
 def kind_of(filesystem: Path) -> str:
     return run("findmnt", "-no", "FSTYPE", filesystem).strip()
 
@@ -139,15 +72,6 @@ def test_enforcement_is_seen(filesystem: Path) -> None:
     with open_directory(filesystem) as fd:
         assert quota.project_quota_enforced(fd)
         assert quota.project_quota_state(fd) is ProjectQuotaState.ENFORCED
-
-
-@contextmanager
-def open_directory(path: Path | str) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("way", ["write", "append", "fallocate", "files", "sparse"])

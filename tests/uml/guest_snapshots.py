@@ -18,26 +18,21 @@ from pathlib import Path
 
 from csi_driver.pb import csi_pb2
 from tests.harness import MIB, Code, Driver, Workload, create_request, run
-from tests.uml.guest_driver import (
+from tests.uml.directories import (
     FULL,
     REQUIRED,
     SLACK,
     charged_to,
     directory,
     disk_usage,
-    driver,
-    filesystem,
     is_free,
     kind_of,
-    one_driver,
     project_of,
     stats,
     up,
 )
-from tests.uml.guest_quota import NOBODY, reported, write
+from tests.uml.quotas import NOBODY, reported, write
 from tests.waiting import until
-
-__all__ = ["driver", "filesystem", "one_driver"]
 
 
 def fill(target: Path, name: str, size_bytes: int) -> None:

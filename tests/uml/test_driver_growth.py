@@ -18,4 +18,4 @@ GUEST = "tests/uml/guest_growth.py"
 # written and read in this machine: once is enough.
 @pytest.mark.parametrize("selection", ["[xfs] or root", "[ext4] and not writer"])
 def test_every_claim_about_growth_holds(tmp_path: Path, selection: str) -> None:
-    check_claims(GUEST, selection, disks=[tmp_path / "xfs", tmp_path / "ext4"], disk_bytes=12 * GIB)
+    check_claims(GUEST, select=selection, disks=[tmp_path / "xfs", tmp_path / "ext4"], disk_bytes=12 * GIB)

@@ -18,4 +18,4 @@ def test_every_claim_about_project_quotas_holds(tmp_path: Path) -> None:
 
 def test_qgroups_of_an_older_kernel_are_reaped() -> None:
     """Linux 6.1 keeps the qgroup of a subvolume that is gone."""
-    check_claims("tests/linux/test_btrfs.py", "qgroup or subvolume or quota", memory_mib=1536)
+    check_claims("tests/linux/test_btrfs.py", select="qgroup or subvolume or quota", memory_mib=1536)
