@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from csi_driver.linux import quota
@@ -21,17 +20,9 @@ FULL = {errno.EDQUOT, errno.ENOSPC}
 SLACK = 128 << 10
 
 
-@contextmanager
-def running(home: Path, pool: Path) -> Iterator[Driver]:
+def running(home: Path, pool: Path) -> AbstractContextManager[Driver]:
     """A driver; afterwards nothing of it is mounted, and it met nothing that it did not foresee."""
-    driver = Driver(home, [PoolPlace(pool)])
-    try:
-        driver.start()
-        yield driver
-    finally:
-        driver.stop()
-        driver.clean_up()
-    assert "unforeseen" not in driver.log(), driver.log()
+    return Driver(home, [PoolPlace(pool)]).serving()
 
 
 def kind_of(path: Path) -> str:
