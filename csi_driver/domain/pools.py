@@ -373,6 +373,15 @@ class Pool:
         if btrfs.is_btrfs(self.store.root_fd):
             btrfs.commit(self.store.root_fd)
 
+    def tend_space(self) -> None:
+        """Measure what every volume owns, and let the templates give way where more is promised than there is.
+
+        When a template was made a btrfs may have said what was free before it: it knows when it commits.
+        """
+        self.ledger.measure()
+        if self.ledger.is_overdrawn(self.overcommit):
+            self.images.drop_templates()
+
     def clear_later(self, room_fd: int, name: str) -> None:
         """The remains of an operation could not be cleared; the pool's keeper tries again."""
         self._uncleared.append((room_fd, name))

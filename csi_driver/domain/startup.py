@@ -427,7 +427,7 @@ def _cleared(pool: Pool, room_fd: int, name: str) -> bool:
 def _tend(pool: Pool, trash: Trash) -> None:
     try:
         trash.tend(pool)
-        pool.ledger.measure()
+        pool.tend_space()
         tend_quotas(pool.store)
     except OSError as cause:
         _log.warning("pool %s cannot be measured: %s", pool.name, cause)

@@ -238,6 +238,22 @@ def test_templates_made_at_once_are_within_what_was_promised(
     write_everything_full(driver, [Filled(workload) for workload in (rest, *workloads)], place.mount_point)
 
 
+def test_templates_give_way_where_a_stranger_took_what_was_promised(
+    make_small: MakePool, make_driver: MakeDriver
+) -> None:
+    place = make_small("xfs", 1200 * MIB)
+    assert place.mount_point is not None
+    driver = make_driver(place, constants={"domain.startup._TEND_SECONDS": 0.1})
+    Workload(driver, "xfs", fs_type="xfs", size_bytes=300 * MIB).create()
+    Workload(driver, "rest", block=True, size_bytes=grantable(driver) - 8 * MIB).create()
+    templates = driver.pool / "templates"
+    time.sleep(0.5)
+    assert len(list(templates.iterdir())) == 1
+    occupy(place.mount_point / "stranger", leave_bytes=available(place.mount_point) - 32 * MIB)
+    until(lambda: not list(templates.iterdir()), what="the template is still there")
+    assert usable(driver) >= int(str(pool_list(driver)["promised_bytes"]))
+
+
 def usable(driver: Driver) -> int:
     """What is there for promises."""
     row = pool_list(driver)
