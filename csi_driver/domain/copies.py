@@ -108,7 +108,7 @@ class Copies:
         Raises: CopyFailed.
         """
         if snapshot.snapshot_id not in self._jobs:
-            raise CopyFailed(snapshot.snapshot_id, "its source cannot be read; the driver's log has the reason")
+            raise CopyFailed(snapshot.snapshot_id, "the copy has stopped; the driver's log has the reason")
 
     def _start(self, pool: Pool, volume: Volume, snapshot: Snapshot, *, is_new: bool) -> None:
         job = _Job(

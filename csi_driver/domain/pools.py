@@ -280,13 +280,14 @@ class Pool:
 
         To be taken before the claim: whoever waits for another's outcome holds a thread as well.
 
-        Raises: OperationPending when too many are under way; NotReady, and no EROFS, when the pool is read-only.
+        Raises: OperationPending when too many are under way; NotReady, and nothing that came of EROFS, when the pool is
+            read-only.
         """
         with self._one_of(self._slots, _SLOTS):
             try:
                 yield
-            except OSError as cause:
-                if cause.errno == errno.EROFS and self.is_read_only:
+            except Exception as cause:
+                if _came_of_read_only(cause) and self._is_known_read_only():
                     raise self._read_only() from cause
                 raise
 
@@ -415,11 +416,30 @@ class Pool:
         if self.is_read_only:
             raise self._read_only()
 
+    def _is_known_read_only(self) -> bool:
+        try:
+            return self.is_read_only
+        except OSError:
+            # Shut down meanwhile: what failed before says more.
+            return False
+
     def _read_only(self) -> NotReady:
         return NotReady(
             f"pool {self.name}: its filesystem at {self.store.directory} is read-only; look at the kernel's log, check "
             "it and mount it again"
         )
+
+
+def _came_of_read_only(failure: BaseException) -> bool:
+    """Whether it is EROFS, or was raised for it or after it: what could not be undone, what could not be cleared."""
+    seen: list[BaseException] = []
+    at: BaseException | None = failure
+    while at is not None and at not in seen:
+        if isinstance(at, OSError) and at.errno == errno.EROFS:
+            return True
+        seen.append(at)
+        at = at.__cause__ or at.__context__
+    return False
 
 
 def _locked_store(directory: str, driver_name: str) -> PoolDirectory:

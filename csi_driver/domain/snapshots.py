@@ -182,6 +182,8 @@ class Snapshots:
             if held != asked:
                 raise SnapshotConflict(existing.name, existing.snapshot_id, field, held, asked)
         if not existing.is_ready:
+            # A copy that met that could not even be taken away: the next start finishes it.
+            self._pools.get(existing.pool).require_writable()
             self._copies.require_under_way(existing)
         return existing
 

@@ -66,9 +66,8 @@ def is_emergency_ext4(device: int) -> bool:
         os.close(fd)
 
 
-@functools.lru_cache(maxsize=64)
 def _device_name(device: int) -> str:
-    """As the kernel names the block device, which stays so while something on it is mounted."""
+    """As the kernel names the block device now; its number is another's after it has gone."""
     return os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
 
 
