@@ -179,6 +179,7 @@ class _Job:
         self._claims = claims
         self._places = places
         self._is_new = is_new
+        self._recorded = snapshot
         self._contents = pool.contents(volume.volume_type)
         self._building = f"{snapshot.snapshot_id}.{secrets.token_hex(4)}"
 
@@ -219,7 +220,10 @@ class _Job:
         self._build(content_fd)
 
     def _check_name(self, content_fd: int) -> None:
-        """What the volume was imported from is what it holds only if nobody has written to it before it was claimed."""
+        """What the volume was imported from is what is copied only if nobody has written to it until now.
+
+        Once it is claimed, and again behind the copy.
+        """
         if not self.snapshot.content_id:
             return
         store, volume_id = self._pool.store, self._volume.volume_id
@@ -238,6 +242,7 @@ class _Job:
             records.write_snapshot(object_fd, self.snapshot)
             crash_point("copy.recorded")
             store.commit_snapshot(self.snapshot.snapshot_id, object_fd)
+            self._recorded = self.snapshot
             crash_point("copy.committed")
         except BaseException:
             with contextlib.suppress(OSError):
@@ -258,7 +263,11 @@ class _Job:
             self._contents.copy(content_fd, self.snapshot.size_bytes, building_fd, self.progress)
             os.fsync(building_fd)
             crash_point("copy.copied")
+            self._check_name(content_fd)
             with self._opened_snapshot() as object_fd:
+                if self.snapshot != self._recorded:
+                    # Before the content is there: a restart that finds both takes the record's word.
+                    records.replace_snapshot(object_fd, self.snapshot)
                 store.move_in(self._contents.entry, building_fd, object_fd)
             crash_point("copy.moved")
         finally:

@@ -9,6 +9,7 @@ A start finishes what a record says, and clears away members that no record name
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
 from csi_driver.backends import removal
-from csi_driver.domain import cuts
+from csi_driver.domain import cuts, unwritten
 from csi_driver.domain.catalogue import GroupCatalogue, SnapshotCatalogue
 from csi_driver.domain.claims import Claims
 from csi_driver.domain.group_departures import GroupDepartures
@@ -140,9 +141,9 @@ class Groups:
     def _make(self, group: GroupSnapshot, snapshots: list[Snapshot], members: list[Member]) -> None:
         home = self._pools.get(group.pool)
         with ExitStack() as undo:
-            for member, snapshot in zip(members, snapshots, strict=True):
-                undo.callback(_clear, member.pool, snapshot)
-                _build(member, snapshot)
+            for at, (member, planned) in enumerate(zip(members, list(snapshots), strict=True)):
+                undo.callback(_clear, member.pool, planned)
+                snapshots[at] = _built(member, planned)
                 crash_point("group.member_built")
             for pool in {member.pool.name: member.pool for member in members}.values():
                 # Their names too, before the record says that they are there.
@@ -198,7 +199,7 @@ def _snapshot_of(group: GroupSnapshot, member: Member, snapshot_id: str) -> Snap
     )
 
 
-def _build(member: Member, snapshot: Snapshot) -> None:
+def _built(member: Member, snapshot: Snapshot) -> Snapshot:
     pool = member.pool
     object_fd = pool.store.begin(member_name(snapshot.snapshot_id))
     try:
@@ -209,10 +210,13 @@ def _build(member: Member, snapshot: Snapshot) -> None:
                 raise
             grantable = pool.ledger.grantable_bytes(pool.overcommit)
             raise InsufficientCapacity(pool.name, snapshot.size_bytes, grantable) from cause
+        content_id = unwritten.known(pool, member.volume, member.content_fd).content_id
+        snapshot = dataclasses.replace(snapshot, content_id=content_id)
         records.write_snapshot(object_fd, snapshot)
         os.fsync(object_fd)
     finally:
         os.close(object_fd)
+    return snapshot
 
 
 def _clear(pool: Pool, snapshot: Snapshot) -> None:

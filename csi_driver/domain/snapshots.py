@@ -235,7 +235,8 @@ class Snapshots:
                 grantable = pool.ledger.grantable_bytes(pool.overcommit)
                 raise InsufficientCapacity(pool.name, volume.capacity_bytes, grantable) from cause
             crash_point("snapshot.cut")
-            snapshot = dataclasses.replace(planned, created_at=cut_at)
+            content_id = unwritten.known(pool, volume, content_fd).content_id
+            snapshot = dataclasses.replace(planned, created_at=cut_at, content_id=content_id)
             records.write_snapshot(object_fd, snapshot)
             crash_point("snapshot.recorded")
             pool.store.commit_snapshot(snapshot.snapshot_id, object_fd)

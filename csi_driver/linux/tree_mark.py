@@ -19,7 +19,7 @@ def mark(top_fd: int) -> str:
     """The mark of the directory `top_fd`, which nobody changes meanwhile. Any depth takes the same descriptors.
 
     Raises:
-        OSError: EIO; ENOENT: somebody changes it.
+        OSError: EIO; ENOENT, ENOTDIR, ELOOP: somebody changes it.
     """
     found = os.fstat(top_fd)
     count, total = 1, found.st_ctime_ns

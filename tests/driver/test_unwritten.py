@@ -3,6 +3,8 @@
 - Its files changed by hand, deep inside and with their times put back; held open for writing; a record put back from a
   copy after a stage; a record of an earlier build, without a mark: no snapshot takes the name over, alone or in a
   group, shared or copied, and nothing is applied to the volume.
+- So it is when he writes between the look and the cut, and when he changes the directory while it is looked at, which
+  is no failure.
 - Reading it, snapshots, copies and restarts take nothing away.
 - A copied snapshot has no name that its volume lost, or may have lost, between the plan and the claim.
 """
@@ -10,7 +12,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,9 +23,23 @@ from typing import Any, cast
 
 import pytest
 
+from csi_driver.domain import copies, groups, members, snapshots, unwritten
 from csi_driver.domain.copies import _Job
+from csi_driver.domain.node import Node
+from csi_driver.domain.pools import PoolOptions
 from csi_driver.errors import CallFailed
-from csi_driver.model import AccessType, PoolName, Snapshot, SnapshotId, Volume, VolumeId, VolumeParameters
+from csi_driver.linux import tree_mark
+from csi_driver.model import (
+    AccessType,
+    GroupSpec,
+    PoolName,
+    Snapshot,
+    SnapshotId,
+    SnapshotSpec,
+    Volume,
+    VolumeId,
+    VolumeParameters,
+)
 from csi_driver.rpc.client import Client
 from csi_driver.store import records
 from tests.driver.grouping import group_of
@@ -159,6 +177,77 @@ def test_a_content_that_somebody_has_open_for_writing_has_no_name(make_pool: Mak
     scene.onto(volume.volume_id)
 
 
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """Somebody does something at a step of this process's own node."""
+
+    def at_step(step: str, act: Callable[[], object]) -> None:
+        for module in (snapshots, copies, members, groups):
+            monkeypatch.setattr(module, "crash_point", lambda name: act() if name == step else None)
+
+    return at_step
+
+
+@pytest.mark.parametrize(
+    "place",
+    [("host", "copy.committed"), ("xfs", "snapshot.flushed"), ("xfs", "snapshot.begun"), ("xfs", "group.flushed")],
+)
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "read"])
+def test_what_is_written_between_the_look_and_the_cut_takes_the_name_away(
+    is_written: bool,
+    place: tuple[str, str],
+    make_pool: MakePool,
+    make_driver: MakeDriver,
+    at_step: Callable[[str, Callable[[], object]], None],
+) -> None:
+    fs_type, step = place
+    scene = Scene(make_driver(make_pool(fs_type, 1 << 30)), "directory")
+    driver, volume_id = scene.driver, scene.imported("imported").volume_id
+    driver.stop()
+    passed: list[str] = []
+
+    def act() -> None:
+        passed.append(step)
+        if is_written:
+            scene.write(volume_id)
+        scene.file(volume_id).read_bytes()
+
+    options = PoolOptions(PoolName("default"), str(driver.pool))
+    node = Node(driver.node_id, "csi.hostvol.dev", [options], str(driver.home / "state"))
+    node.start()
+    try:
+        at_step(step, act)
+        if step.startswith("group"):
+            made = node.groups.create(GroupSpec("group", (volume_id,)), None).snapshot_ids[0]
+        else:
+            made = node.snapshots.create(SnapshotSpec("cut", volume_id), None).snapshot_id
+        until(lambda: node.snapshot_catalogue.get(made).is_ready)
+        told = node.snapshot_catalogue.get(made).content_id
+    finally:
+        node.stop()
+    driver.start()
+    assert passed
+    assert told == scene.named(made) == ("" if is_written else scene.base_id)
+
+
+def test_a_copy_whose_name_is_lost_has_none_from_before_its_content_is_there(
+    make_driver: MakeDriver, make_pool: MakePool
+) -> None:
+    scene = Scene(make_driver(make_pool("host", 1 << 30)), "directory")
+    driver, volume = scene.driver, scene.imported("imported")
+    driver.stop()
+    driver.start(HOSTVOL_CRASH_AT="copy.committed")
+    with scene.client() as client, pytest.raises(CallFailed):
+        client.create_snapshot("cut", volume.volume_id)
+    driver.wait_dead()
+    scene.write(volume.volume_id)
+    driver.start(wait=False, HOSTVOL_CRASH_AT="copy.moved")
+    driver.wait_dead()
+    driver.start()
+    with scene.client() as client:
+        assert client.snapshot_named("cut")["content_id"] == ""
+
+
 def _without_mark(path: Path) -> None:
     body = records.unseal(path.read_bytes(), "volume", "here")
     assert body.pop("content_mark")
@@ -170,6 +259,51 @@ PARAMETERS = VolumeParameters(pool=PoolName("default"))
 VOLUME = Volume(
     VolumeId("vol-1"), "volume", MIB, AccessType.BLOCK, "", PARAMETERS, 1.0, content_id="snap-a", content_mark="mark"
 )
+
+
+def _replaced(path: Path, kind: str) -> None:
+    shutil.rmtree(path)
+    if kind == "file":
+        path.touch()
+    elif kind == "link":
+        path.symlink_to("..")
+
+
+@pytest.mark.parametrize("kind", ["gone", "file", "link"])
+def test_a_directory_that_changes_while_it_is_looked_at_has_no_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    look = tree_mark._look
+
+    def looked(dir_fd: int) -> tuple[list[str], list[int]]:
+        found = look(dir_fd)
+        _replaced(tmp_path / "below", kind)
+        return found
+
+    contents = SimpleNamespace(mark=tree_mark.mark, is_at_rest=lambda *_: True)
+    pool: Any = SimpleNamespace(contents=lambda _: contents)
+    top_fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        volume = dataclasses.replace(VOLUME, content_mark=tree_mark.mark(top_fd))
+        assert unwritten.known(pool, volume, top_fd) == volume
+        monkeypatch.setattr(tree_mark, "_look", looked)
+        assert unwritten.known(pool, volume, top_fd).content_ids == frozenset()
+    finally:
+        os.close(top_fd)
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR, errno.ELOOP])
+def test_only_what_a_change_answers_is_taken_for_one(code: int) -> None:
+    def mark(_: int) -> str:
+        raise OSError(raised, "")
+
+    pool: Any = SimpleNamespace(contents=lambda _: SimpleNamespace(mark=mark, is_at_rest=lambda *_: True))
+    raised = code
+    assert unwritten.known(pool, VOLUME, -1) == dataclasses.replace(VOLUME, content_id="", content_mark="")
+    raised = errno.EIO
+    with pytest.raises(OSError, match="Errno 5"):
+        unwritten.known(pool, VOLUME, -1)
 
 
 @pytest.fixture
