@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
@@ -29,6 +30,9 @@ _COLUMNS = {
     "MOUNTED AT": "target_paths",
 }
 _STAGING = "/run/hostvol/staging"
+# How long a look is repeated for which too many others ask already.
+_LOOK_SECONDS = 5.0
+_PAUSE_SECONDS = 0.5
 
 
 @click.group()
@@ -189,7 +193,7 @@ def expand(connect: Connect, /, name_or_id: str, endpoint: str, output: str, **a
         places = [*found["staging_paths"], *found["target_paths"]]
         if grown["node_expansion_required"] and places:
             _expand_filesystem(client, volume_id, places[0], grown["capacity_bytes"])
-        detail = client.volume(volume_id)
+        detail = _as_it_is(client, volume_id, found["name"], grown["capacity_bytes"])
     show_fields(detail, output)
 
 
@@ -220,7 +224,7 @@ def modify(connect: Connect, /, name_or_id: str, pairs: tuple[str, ...], endpoin
             lambda: _allocated(client, volume_id, from_bytes, found["capacity_bytes"] - from_bytes),
             goes_on=GOES_ON,
         )
-        detail = client.volume(volume_id)
+        detail = _as_it_is(client, volume_id, found["name"], found["capacity_bytes"])
     show_fields(detail, output)
 
 
@@ -330,7 +334,21 @@ def _created(client: DriverClient, name: str, **asked: Any) -> dict[str, Any]:
         lambda: done_of(client, ("clone", "restore", "fetch"), name=name),
         goes_on=GOES_ON,
     )
-    return client.volume(created["volume_id"])
+    return _as_it_is(client, created["volume_id"], name, created["capacity_bytes"])
+
+
+def _as_it_is(client: DriverClient, volume_id: str, name: str, capacity_bytes: int) -> dict[str, Any]:
+    """The volume as of now, or the little that was answered: what was asked for is done, whoever cannot look at it."""
+    ends = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            return client.volume(volume_id)
+        except CallFailed as failure:
+            if failure.code == "ABORTED" and time.monotonic() < ends:
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            click.echo(f"hostvol: it is done, but {volume_id} cannot be looked at now: {failure.message}", err=True)
+            return {"volume_id": volume_id, "name": name, "capacity_bytes": capacity_bytes}
 
 
 def _allocated(client: DriverClient, volume_id: str, from_bytes: int, missing_bytes: int) -> Amount | None:

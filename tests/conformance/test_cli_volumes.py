@@ -2,6 +2,7 @@
 
 - A volume of every kind is created, listed, shown, mounted, expanded, unmounted and deleted; tables and JSON say the
   same; its name may be any, its size is spelled in several ways.
+- What was made or changed is told as done, also when the node cannot be asked about it just then.
 - It is mounted nowhere but where a mount does no harm, and deleted only after a question.
 """
 
@@ -12,10 +13,14 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from csi_driver.cli import volumes
+from csi_driver.errors import CallFailed
 from csi_driver.linux import growth
+from csi_driver.rpc.client import Client
 from tests.conformance.commands import failed, hostvol, hostvol_process, succeeded
 from tests.harness import MIB, Driver, run
 
@@ -111,6 +116,42 @@ def test_a_volume_grows_while_it_is_mounted_and_while_it_is_not(
     limited = ("volume", "expand", "data", "--size", "1MiB", "--limit", "2MiB")
     failed(1, "limit_bytes", "never becomes smaller", arguments=limited, endpoint=driver.endpoint)
     succeeded(driver, "volume", "delete", "data", "--yes")
+
+
+@pytest.mark.parametrize("refusals", [2, 1000], ids=["for a while", "for long"])
+def test_what_is_done_is_no_failure_because_nobody_can_look_at_it(
+    driver: Driver, refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, refused = Client.volume, 0
+
+    def looked(client: Client, name_or_id: str) -> dict[str, Any]:
+        nonlocal refused
+        if name_or_id != "data" and refused < refusals:
+            refused += 1
+            raise CallFailed("ABORTED", "too many ask")
+        return look(client, name_or_id)
+
+    monkeypatch.setattr(Client, "volume", looked)
+    monkeypatch.setattr(volumes, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(volumes, "_LOOK_SECONDS", 60.0 if refusals == 2 else 0.05)
+    for arguments in (
+        ("create", "data", "--size", "16MiB"),
+        ("expand", "data", "--size", "32MiB"),
+        ("modify", "data", "provisioning=thick"),
+        ("clone", "data", "other"),
+    ):
+        refused = 0
+        done = hostvol("volume", *arguments, "--output", "json", CSI_ENDPOINT=driver.endpoint)
+        assert done.returncode == 0, done
+        told = json.loads(done.stdout)
+        assert told["name"] == ("other" if "other" in arguments else "data")
+        assert told["capacity_bytes"] == (16 if arguments[0] == "create" else 32) * MIB
+        assert ("allocated_bytes" in told) == (refusals == 2)
+        assert ("it is done" in done.stderr) == (refusals > 2)
+        assert refused >= 2
+    monkeypatch.undo()
+    for name in ("data", "other"):
+        hostvol("volume", "delete", name, "--yes", CSI_ENDPOINT=driver.endpoint)
 
 
 def test_a_person_sees_how_far_a_long_expansion_is(tmp_path: Path) -> None:
