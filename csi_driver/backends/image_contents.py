@@ -50,7 +50,8 @@ class ImageContents:
     def open(self, room_fd: int, object_id: str) -> int:
         """A read-only descriptor, the caller's, of an object's image; that of a live volume is whole then.
 
-        Raises: VolumeDamaged when it is missing; RecordDamaged, OSError: what was to be written into it cannot be.
+        Raises: VolumeDamaged when it is missing; VolumeBusy, RecordDamaged, OSError: what was to be written into it
+            cannot be.
         """
         try:
             if room_fd == self._pool.volumes_fd:

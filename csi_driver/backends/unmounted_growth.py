@@ -17,14 +17,14 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
-from csi_driver.backends.attachments import IMAGE
+from csi_driver.backends.attachments import IMAGE, Attachments
 from csi_driver.errors import GrowthRefused, RecordDamaged, VolumeBusy, VolumeDamaged
 from csi_driver.faults import crash_point
-from csi_driver.linux import ext4_superblock, filesystem, growth
+from csi_driver.linux import ext4_superblock, filesystem, growth, lease
 from csi_driver.linux.process import ToolError, ToolTimeout
 from csi_driver.model import MIB, Volume
 from csi_driver.store import durable, redo
-from csi_driver.store.pool import TMP, PoolDirectory
+from csi_driver.store.pool import REDO_SUFFIX, TMP, PoolDirectory
 
 _log = logging.getLogger("hostvol.growth")
 _SECONDS: Final = 900.0
@@ -38,42 +38,80 @@ _WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 class UnmountedGrowth:
     """The ext4 images of one pool, each while nobody else has it open."""
 
-    def __init__(self, pool: PoolDirectory) -> None:
+    def __init__(self, pool: PoolDirectory, attachments: Attachments) -> None:
         self._pool = pool
-        # Carried out while another caller finds no log any more and uses the image, it would destroy what he wrote.
+        self._attachments = attachments
+        # Who finds no log goes on at once: a log is removed when all of it is written.
         self._settling = threading.Lock()
 
     def settle_all(self) -> None:
         """Finish what an earlier process was about to write into images; for the start, before anybody uses one."""
+        self._adopt()
         for volume_id in self._pool.volume_names():
-            try:
-                self.settle_left(volume_id)
-            except (OSError, RecordDamaged) as cause:
-                # Whoever opens it next tries again, and fails loudly.
-                _log.error("the growth of %s cannot be carried out: %s", self._pool.path_of(volume_id), cause)
+            with contextlib.suppress(OSError):
+                durable.unlink_if_there(self._pool.volumes_fd, f"{volume_id}/{REDO}{redo.UNFINISHED}")
+            self.try_to_settle(volume_id)
+
+    def try_to_settle(self, volume_id: str) -> None:
+        """Finish it for one volume if that can be done now: whoever opens it next tries again, and fails loudly."""
+        try:
+            self.settle_left(volume_id)
+        except (OSError, RecordDamaged, VolumeBusy) as cause:
+            _log.error("the growth of %s cannot be carried out: %s", self._pool.path_of(volume_id), cause)
 
     def settle_left(self, volume_id: str) -> None:
-        """The same for one volume. Idempotent.
+        """Finish it for one volume. Idempotent.
 
-        Raises: RecordDamaged; OSError.
+        Raises: VolumeBusy while somebody has its image open; RecordDamaged; OSError.
         """
-        try:
-            os.stat(f"{volume_id}/{REDO}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
+        if not self._has_log(volume_id):
             return
-        image_fd = os.open(f"{volume_id}/{IMAGE}", _WRITE, dir_fd=self._pool.volumes_fd)
+        with self._attachments.undisturbed():
+            image_fd = os.open(f"{volume_id}/{IMAGE}", _WRITE, dir_fd=self._pool.volumes_fd)
+            is_held = lease.is_open_elsewhere(image_fd)
         try:
+            if is_held:
+                raise VolumeBusy(volume_id, "its growth has to be finished, and its image is open elsewhere")
             self.settle(volume_id, image_fd)
         finally:
             os.close(image_fd)
 
     def settle(self, volume_id: str, image_fd: int) -> None:
-        """The same with its image, open for writing. Idempotent.
+        """The same with its image, open for writing and by nobody else. Idempotent.
 
         Raises: RecordDamaged; OSError.
         """
+        if not self._has_log(volume_id):
+            return
         with self._settling, self._object(volume_id) as object_fd:
+            if _is_outdated(object_fd, image_fd):
+                _log.error(
+                    "%s: what was to be written into it when it grew is dropped: it was mounted or checked since, by "
+                    "another program or an earlier version",
+                    self._pool.path_of(volume_id),
+                )
+                redo.drop(object_fd, REDO)
             redo.carry_out(object_fd, REDO, image_fd)
+
+    def _has_log(self, volume_id: str) -> bool:
+        try:
+            os.stat(f"{volume_id}/{REDO}", dir_fd=self._pool.volumes_fd, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _adopt(self) -> None:
+        """Put the logs that an earlier build wrote under `tmp/` beside the images that they belong to."""
+        for name in os.listdir(self._pool.tmp_fd):
+            volume_id = name.removesuffix(REDO_SUFFIX)
+            if volume_id == name:
+                continue
+            try:
+                with self._object(volume_id) as object_fd:
+                    os.rename(name, REDO, src_dir_fd=self._pool.tmp_fd, dst_dir_fd=object_fd)
+                    os.fsync(object_fd)
+            except OSError as cause:
+                _log.warning("%s in %s/%s is left there: %s", name, self._pool.directory, TMP, cause)
 
     def ensure_grown(self, volume: Volume, image_fd: int) -> None:
         """The ext4 takes its whole image, unless the kernel can do that better once it is mounted. Idempotent.
@@ -121,6 +159,16 @@ class UnmountedGrowth:
 
     def _copy_path(self, volume: Volume) -> str:
         return f"{self._pool.directory}/{TMP}/{volume.volume_id}.metadata"
+
+
+def _is_outdated(object_fd: int, image_fd: int) -> bool:
+    """Whether the ext4 was used since its log was written: that can only be by somebody who did not know of it."""
+    logged = redo.first(object_fd, REDO)
+    if logged is None or logged[0] != 0:
+        return False
+    begin, end = ext4_superblock.OFFSET, ext4_superblock.OFFSET + ext4_superblock.BYTES
+    held = os.pread(image_fd, ext4_superblock.BYTES, ext4_superblock.OFFSET)
+    return ext4_superblock.last_used(logged[1][begin:end]) != ext4_superblock.last_used(held)
 
 
 def _check(volume: Volume, image_path: str) -> None:

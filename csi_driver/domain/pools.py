@@ -181,7 +181,7 @@ class Pool:
         self.attachments = Attachments(self.store)
         self.images = ImageFiles(self.store)
         self._directory = DirectoryBackend(self.store)
-        self.unmounted_growth = UnmountedGrowth(self.store)
+        self.unmounted_growth = UnmountedGrowth(self.store, self.attachments)
         self._filesystem_image = FilesystemImageBackend(self.images, self.attachments, self.unmounted_growth)
         self._block_image = BlockImageBackend(self.images, self.attachments)
         self._image_contents = ImageContents(self.store, self.images, self.attachments, self.unmounted_growth)

@@ -88,6 +88,7 @@ class Undelete:
             pool.ledger.retire(volume, own_bytes)
             raise
         crash_point("undelete.moved")
+        pool.unmounted_growth.try_to_settle(volume.volume_id)
         try:
             volume = self._settle(volume)
         finally:
@@ -119,6 +120,7 @@ class Undelete:
             pool.ledger.settle(live, 0)
             raise
         crash_point("undelete.exchanged")
+        pool.unmounted_growth.try_to_settle(before.volume_id)
         self._volumes.replace(before)
         self._trash.add(pool, entry.name, live, leaving)
         with contextlib.suppress(UndoFailed):

@@ -30,6 +30,9 @@ RO_COMPAT_METADATA_CSUM: Final = 0x400
 _MAGIC_AT: Final = 0x38
 _FEATURES_AT: Final = 0x60  # s_feature_incompat, then s_feature_ro_compat
 _UUID_AT: Final = 0x68
+_MOUNT_SECONDS_AT: Final = 0x2C
+_MOUNT_COUNT_AT: Final = 0x34
+_CHECK_SECONDS_AT: Final = 0x40
 _CHECKSUM_AT: Final = 0x3FC
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
@@ -125,6 +128,14 @@ def is_whole(block: bytes) -> bool:
         return False
     _, ro_compat = _FEATURES.unpack_from(block, _FEATURES_AT)
     return not ro_compat & RO_COMPAT_METADATA_CSUM or _u32(block, _CHECKSUM_AT) == checksum(block)
+
+
+def last_used(block: bytes) -> tuple[int, int, int]:
+    """When it was mounted for writing and when it was checked last, in seconds, and its mounts since that check.
+
+    Neither e2image nor resize2fs changes them.
+    """
+    return _u32(block, _MOUNT_SECONDS_AT), _u32(block, _CHECK_SECONDS_AT), _u16(block, _MOUNT_COUNT_AT)
 
 
 def has_errors(block: bytes) -> bool:

@@ -33,6 +33,8 @@ GROUPS = "groups"
 # The ends of names in the trash. Only what is on its way out is cleared whatever it holds.
 KEPT, REPLACED, OUT, ROLLBACK = ".kept", ".replaced", ".out", ".rollback-"
 _ROOMS = (VOLUMES, SNAPSHOTS, TRASH, TEMPLATES, TMP, GROUPS)
+# What an earlier build was about to write into the image of the volume whose id stands before it.
+REDO_SUFFIX = ".redo"
 # A snapshot whose group decides, at a start, whether it was made.
 MEMBER_SUFFIX = ".member"
 # A content that is held to be sent to another node.
@@ -295,7 +297,7 @@ class PoolDirectory:
         building = [
             (self.tmp_fd, name)
             for name in os.listdir(self.tmp_fd)
-            if not name.endswith((MEMBER_SUFFIX, SENT_SUFFIX)) and not self._is_arriving(name)
+            if not name.endswith((REDO_SUFFIX, MEMBER_SUFFIX, SENT_SUFFIX)) and not self._is_arriving(name)
         ]
         return building + [(self.trash_fd, name) for name in os.listdir(self.trash_fd) if name.endswith(OUT)]
 

@@ -20,6 +20,8 @@ _MAGIC = b"hostvol redo 1\n\0"
 _ENTRY = struct.Struct("<QI")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _LARGEST_BYTES = 1 << 20
+# The end of the name of a log that is being written, and counts for nothing.
+UNFINISHED = ".new"
 
 Block = tuple[int, bytes]
 
@@ -29,7 +31,7 @@ def write(dir_fd: int, name: str, blocks: Iterable[Block]) -> None:
 
     Raises: OSError: ENOSPC; there is no log then. UndoFailed: there is one, which has to be carried out.
     """
-    temporary = f"{name}.new"
+    temporary = f"{name}{UNFINISHED}"
     durable.unlink_if_there(dir_fd, temporary)
     try:
         with open(durable.create(dir_fd, temporary), "wb") as file:
@@ -45,6 +47,25 @@ def write(dir_fd: int, name: str, blocks: Iterable[Block]) -> None:
     except OSError as cause:
         raise UndoFailed(f"redo log {name}: written, and not durable ({cause}); repeat the call") from cause
     crash_point("redo.written")
+
+
+def first(dir_fd: int, name: str) -> Block | None:
+    """What the log says first; None when there is no log.
+
+    Raises: RecordDamaged; OSError.
+    """
+    try:
+        log_fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    with open(log_fd, "rb") as file:
+        return next(_entries(file, name), None)
+
+
+def drop(dir_fd: int, name: str) -> None:
+    """The log counts no more, durably. Idempotent."""
+    durable.unlink_if_there(dir_fd, name)
+    os.fsync(dir_fd)
 
 
 def carry_out(dir_fd: int, name: str, target_fd: int) -> bool:

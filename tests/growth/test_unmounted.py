@@ -5,6 +5,7 @@
 - resize2fs killed at any of its writes leaves the image as it was; the next stage grows it.
 - Whatever fails on the way, the volume is served at its old size with all that is in it.
 - A log that could not be carried out stays with its image: nothing else is ever written to, and no copy is torn.
+- Below somebody who has the image open no log is carried out, nor one that is older than what he did.
 """
 
 from __future__ import annotations
@@ -264,3 +265,33 @@ def test_a_log_is_carried_out_before_its_image_is_copied(interrupted: Interrupte
     snapshot = driver.call("CreateSnapshot", **asked).snapshot
     assert logs(driver) == []
     run("e2fsck", "-fn", f"{driver.pool}/snapshots/{snapshot.snapshot_id}/disk.img")
+
+
+def test_a_log_of_an_earlier_build_is_found_where_that_left_it(interrupted: Interrupted) -> None:
+    workload, driver = interrupted.workload, interrupted.workload.driver
+    driver.stop()
+    [log] = logs(driver)
+    (driver.pool / log).rename(driver.pool / "tmp" / f"{workload.volume_id}.redo")
+    interrupted.unlock()
+    driver.start()
+    assert [path for path in driver.files() if "redo" in path] == []
+    check_holds(workload, "first", 1024 * MIB)
+
+
+def test_a_log_does_no_harm_to_whoever_used_the_image_without_it(interrupted: Interrupted, tmp_path: Path) -> None:
+    workload, driver = interrupted.workload, interrupted.workload.driver
+    driver.stop()
+    interrupted.unlock()
+    by_hand = tmp_path / "by-hand"
+    by_hand.mkdir()
+    run("mount", "-o", "loop", f"{driver.pool}/volumes/{workload.volume_id}/disk.img", str(by_hand))
+    try:
+        (by_hand / "content").write_text("by hand")
+        driver.start()
+        assert len(logs(driver)) == 1
+        assert driver.code("CreateSnapshot", name="late", source_volume_id=workload.volume_id) is Code.ABORTED
+    finally:
+        run("umount", str(by_hand))
+    check_holds(workload, "by hand", 1024 * MIB)
+    assert logs(driver) == []
+    assert "is dropped" in driver.log()
