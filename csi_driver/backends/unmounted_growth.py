@@ -66,12 +66,14 @@ class UnmountedGrowth:
         """
         if not self._has_log(volume_id):
             return
-        with self._attachments.undisturbed():
-            image_fd = os.open(f"{volume_id}/{IMAGE}", _WRITE, dir_fd=self._pool.volumes_fd)
-            is_held = lease.is_open_elsewhere(image_fd)
+        image_fd = os.open(f"{volume_id}/{IMAGE}", _WRITE, dir_fd=self._pool.volumes_fd)
         try:
+            with self._attachments.undisturbed():
+                is_held = lease.is_open_elsewhere(image_fd)
             if is_held:
-                raise VolumeBusy(volume_id, "its growth has to be finished, and its image is open elsewhere")
+                raise VolumeBusy(
+                    volume_id, "its growth has to be finished, and its image is open elsewhere; unmount or close it"
+                )
             self.settle(volume_id, image_fd)
         finally:
             os.close(image_fd)
@@ -110,6 +112,7 @@ class UnmountedGrowth:
                 with self._object(volume_id) as object_fd:
                     os.rename(name, REDO, src_dir_fd=self._pool.tmp_fd, dst_dir_fd=object_fd)
                     os.fsync(object_fd)
+                    os.fsync(self._pool.tmp_fd)
             except OSError as cause:
                 _log.warning("%s in %s/%s is left there: %s", name, self._pool.directory, TMP, cause)
 
